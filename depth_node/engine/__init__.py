@@ -16,9 +16,10 @@ class BackendError(EngineError):
 
 
 def depth_tools(arguments: str) -> str:
-    """The command `depth_tools ...` as it works here, for the cure in a sentence.
+    """Return the command `depth_tools ARGUMENTS` as the user must type it on this machine.
 
-    pip puts depth_tools on the PATH, colcon where only `ros2 run` finds it.
+    Error messages use it to name the cure. pip installs depth_tools on the PATH; colcon installs it
+    where only `ros2 run` finds it.
     """
     prefixes = os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep)
     by_colcon = any(

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A build in a process of its own: a fault inside a library, or a signal, ends it and not the node.
+"""Engine builds in a child process, so that a crash in a library or a signal does not end the node.
 
-The process answers with lines of JSON on a pipe (steps, a failure, the size of the engine) and with
-the engine itself, so that no half-written file can be left. It ends when its parent ends.
+The child process writes lines of JSON to a pipe (steps, a failure, or the size of the engine) and
+after them the engine itself, so it can never leave an incomplete file. It ends when its parent
+ends.
 """
 
 from __future__ import annotations
@@ -24,24 +25,25 @@ from depth_node.engine.protocol import Progress
 
 
 class BuildError(Exception):
-    """A build failed; arguments: the kind and the reason.
+    """A build failed; arguments: the kind of failure and the reason.
 
-    Kinds: read, memory, workspace, build (by the builder), stopped (by a signal), ended (the
-    process; the reason is the signal or exit status).
+    Kinds: "read" (the builder cannot read the file), "memory" and "workspace" (out of memory),
+    "build" (any other failure of the builder), "stopped" (by a signal) and "ended" (the process
+    ended by itself; the reason is its signal or exit status).
     """
 
 
-_END_S = 5.0  # after this a build that was asked to end is ended
+_END_S = 5.0  # time that a build has to end after SIGTERM, before it gets SIGKILL
 _POLL_S = 0.2
 
 
 def build_apart(module: str, given: Mapping[str, Any], progress: Progress) -> bytes:
-    """Run a module that calls serve(), which sends its progress and the engine back.
+    """Run a module that calls serve() in a child process, and return the engine that it builds.
 
-    given: plain JSON values. SIGINT and SIGTERM end the build if this is the main thread, and are
-    acted on after that.
+    given: arguments of the build, plain JSON values. In the main thread SIGINT and SIGTERM end the
+    build first; then this process handles them as it would have without a build.
 
-    Raises BuildError, and whatever the progress callback raises.
+    Raises BuildError, and every exception of the progress callback.
     """
     reading, writing = os.pipe()
     command = [sys.executable, "-m", module, str(writing), str(os.getpid())]
@@ -74,7 +76,10 @@ def build_apart(module: str, given: Mapping[str, Any], progress: Progress) -> by
 def _received(
     answers: Any, progress: Progress, noted: Sequence[int]
 ) -> bytes | tuple[str, str] | None:
-    """The engine, or the kind and reason of a failure; None: the process ended, or should."""
+    """Return the engine, or (kind, reason) of a failure.
+
+    None: the child process ended without an answer, or a signal was received (`noted`).
+    """
     content = bytearray()
     size = -1
     while not noted:
@@ -99,7 +104,7 @@ def _received(
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:
-    """Wait for a process that is done, end one that is not."""
+    """Wait briefly for the child process to end; if it does not, end it by a signal."""
     try:
         child.wait(_POLL_S)
         return
@@ -130,10 +135,11 @@ def _is_file(stream: Any) -> bool:
 
 @contextlib.contextmanager
 def _noted_signals() -> Iterator[list[int]]:
-    """Note SIGINT and SIGTERM instead of acting on them; act when the block is left.
+    """Only record SIGINT and SIGTERM during the block, and handle them when the block is left.
 
-    Other threads than the main one cannot: there the list stays empty. What a library installed
-    below Python (rclpy) is put back byte by byte, since Python does not know of it.
+    Yields the list of the signals received. Only the main thread can set signal handlers; in other
+    threads the list stays empty. rclpy installs its handlers in C, unknown to Python's signal
+    module, so the C structure of each handler (struct sigaction) is saved and restored as bytes.
     """
     noted: list[int] = []
     if threading.current_thread() is not threading.main_thread():
@@ -156,12 +162,12 @@ def _noted_signals() -> Iterator[list[int]]:
             handler, action = before[number]
             default = action.raw[: ctypes.sizeof(ctypes.c_void_p)].strip(b"\0") == b""
             if number == signal.SIGTERM and default:
-                raise SystemExit(128 + number)  # so that every `with` on the way is left
+                raise SystemExit(128 + number)  # an exception, so that `with` blocks clean up
             signal.raise_signal(number)
 
 
 def _die_with(parent: int) -> None:
-    """Let Linux end this process when the one that started it ends."""
+    """Ask Linux to end this process when its parent process ends."""
     libc = ctypes.CDLL(None)
     with contextlib.suppress(AttributeError):
         libc.prctl(1, int(signal.SIGKILL))  # PR_SET_PDEATHSIG
@@ -170,11 +176,12 @@ def _die_with(parent: int) -> None:
 
 
 def serve(build: Callable[[Mapping[str, Any], Progress, Callable[[], bool]], bytes]) -> None:
-    """What the process of a build does: read what is given, build, answer.
+    """Run the child process of a build: read its arguments from stdin, build, write the answer.
 
-    build: from what build_apart() was given, a callback of the progress, and a function that says
-    whether the build should end; it gives the engine or raises BuildError. The arguments of the
-    process are a file descriptor to answer to and the id of the process that waits.
+    build(given, progress, stop): gets the values that were given to build_apart(), a progress
+    callback, and a function that returns whether the build should end. It returns the engine or
+    raises BuildError. The command-line arguments of the process are the file descriptor of the pipe
+    to write to and the id of the parent process.
     """
     noted: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -195,7 +202,7 @@ def serve(build: Callable[[Mapping[str, Any], Progress, Callable[[], bool]], byt
         except BuildError as error:
             tell({"failed": error.args})
             return
-        except BrokenPipeError:  # nobody waits for it any more
+        except BrokenPipeError:  # the parent does not wait for the engine any more
             return
         tell({"plan": len(plan)})
         answers.write(plan)

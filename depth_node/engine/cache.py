@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cache of built engines on disk, keyed by all that an engine depends on.
+"""Cache of built engines on disk, keyed by everything that an engine depends on.
 
-An engine runs only with the TensorRT version and on the kind of GPU that it was built with, and
-gives wrong outputs without an error for another model. So its file name is a hash of all of these
-(:class:`Identity`), and a JSON file beside it repeats them in plain text. An engine whose JSON file
-does not agree is not used.
+An engine runs only with the TensorRT version and on the kind of GPU that it was built with, and the
+engine of another model would give wrong outputs without an error. So its file name is a hash of all
+of these (:class:`Identity`), and a JSON file beside it repeats them in plain text. An engine whose
+JSON file does not agree is not used.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ REFERENCE_ENDING = ".reference.npz"
 
 _MAX_JSON_BYTES = 1_000_000
 _LOCK_TIMEOUT_S = 3600.0
-_LEFTOVER_S = 86400.0  # older temporary files were left by a process that died
+_LEFTOVER_S = 86400.0  # an older temporary file was left by a process that died
 
 _log = logging.getLogger("depth_node.engine")
 
@@ -41,8 +41,8 @@ _log = logging.getLogger("depth_node.engine")
 class Identity:
     """Everything that a built engine depends on.
 
-    model_sha256: of the ONNX file and its external weights. builder: name and version of the
-    builder. shapes: of every input. options: of the builder.
+    model_sha256: hash of the ONNX file and its external weights. builder: name and version of the
+    builder. shapes: shape of every input by name. options: options of the builder.
     """
 
     model_sha256: str
@@ -67,7 +67,10 @@ class Identity:
 
 @dataclass(frozen=True)
 class CachedEngine:
-    """An engine in the cache: file, content, metadata (the JSON file beside it), built just now?"""
+    """An engine in the cache: its file, content and metadata (the JSON file beside it).
+
+    built: whether it has just been built, not read from the cache.
+    """
 
     path: Path
     plan: bytes
@@ -84,7 +87,7 @@ class EngineCache:
 
     @classmethod
     def of(cls, folder: str, limit_bytes: int) -> EngineCache:
-        """The cache in a folder; empty: in the user's cache folder (XDG base directories)."""
+        """Return the cache in a folder; "": the user's cache folder (XDG base directories)."""
         if folder:
             return cls(Path(folder).expanduser(), limit_bytes)
         base = os.environ.get("XDG_CACHE_HOME", "")
@@ -103,8 +106,9 @@ class EngineCache:
         """Return the engine of this identity; build it if it is missing or damaged.
 
         Only one process builds; others wait and take its result. `metadata` is added to the JSON
-        file. Raises EngineError if it may not be built (the message names `command`, which builds
-        it) or the folder cannot be written, and whatever `build` raises.
+        file. Raises EngineError if the engine must not be built (`may_build`; the message names
+        `command`, which builds it), if the folder cannot be written, or if another process builds
+        for more than an hour, and every exception of `build`.
         """
         cached, reason = self._read(identity)
         if cached is not None:
@@ -133,10 +137,10 @@ class EngineCache:
                 path.unlink()
 
     def entries(self) -> list[dict[str, Any]]:
-        """Content of the JSON files, most recently used first; those that can be used."""
+        """Return the contents of all valid JSON files, the most recently used engine first."""
         entries = []
         for path in self._by_age()[::-1]:
-            with contextlib.suppress(Exception):  # damaged in whatever way: not used
+            with contextlib.suppress(Exception):  # missing, or damaged in any way: not listed
                 entry = _read_json(path.with_suffix(".json"))
                 if _is_entry(entry):
                     entries.append(entry)
@@ -147,7 +151,7 @@ class EngineCache:
         return self.folder / f"{key[:32]}.json", self.folder / f"{key[:32]}.engine"
 
     def _read(self, identity: Identity) -> tuple[CachedEngine | None, str]:
-        """The engine and "", or None and the reason."""
+        """Return the engine and "", or None and the reason why it cannot be used."""
         metadata_path, path = self._files(identity.key)
         name = f"the engine of model {identity.model_sha256[:12]}…"
         try:
@@ -155,7 +159,7 @@ class EngineCache:
             plan = read_bytes(path)
         except FileNotFoundError:
             return None, f"{name} for {identity.gpu} and {identity.builder} is not"
-        except Exception as error:  # 100,000 brackets are a RecursionError
+        except Exception as error:  # any kind: JSON of 100,000 brackets raises RecursionError
             return None, f"{name} cannot be read ({one_line(error)}) from its place"
         if not isinstance(metadata, dict) or metadata.get("identity") != identity.json_values:
             return None, f"{name} was built for something else than its name says"
@@ -178,7 +182,7 @@ class EngineCache:
         text = json.dumps(metadata, indent=2, ensure_ascii=False) + "\n"
         try:
             for target, content in ((metadata_path, text.encode()), (path, plan)):
-                # A reader sees the old file or the complete new one, never a part of it.
+                # Written by a rename: a reader sees the old file or the complete new one.
                 write_private(target, content)
         except OSError as error:
             raise EngineError(
@@ -189,7 +193,7 @@ class EngineCache:
 
     @contextlib.contextmanager
     def _locked(self, key: str) -> Iterator[None]:
-        """Let one process build at a time. The lock ends with its process, however that ends."""
+        """Let one process build at a time. The system releases the lock when the process ends."""
         lock = self.folder / f"{key[:32]}.lock"
         try:
             make_private(self.folder)
@@ -220,7 +224,7 @@ class EngineCache:
             yield
 
     def _by_age(self) -> list[Path]:
-        """Engines and reference outputs (self_check.py), least recently used first."""
+        """Return engines and reference outputs (self_check.py), least recently used first."""
         by_age = []
         for pattern in ("*.engine", f"*{REFERENCE_ENDING}"):
             for path in self.folder.glob(pattern):
@@ -255,13 +259,17 @@ class EngineCache:
 
 
 def make_private(folder: Path) -> None:
-    """Make a folder that only its owner can use: an engine in it is code that will run."""
+    """Make a folder for its owner alone, because engines contain code that will be run."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     folder.mkdir(mode=0o700, exist_ok=True)
 
 
 def write_private(target: Path, content: bytes) -> None:
-    """Write a file in one step, under a name that nobody can have prepared. Raises OSError."""
+    """Write a file atomically: to a temporary file of an unpredictable name, then by a rename.
+
+    So a reader never sees a part of it, and nobody can prepare a link at the temporary name. Raises
+    OSError.
+    """
     number, temporary = tempfile.mkstemp(dir=target.parent, prefix=f"{target.name}.", suffix=".tmp")
     try:
         with open(number, "wb") as file:
@@ -280,7 +288,7 @@ def _read_json(path: Path) -> Any:
 
 
 def _is_entry(entry: Any) -> bool:
-    """Whether a JSON file says what those who list the cache look for."""
+    """Return whether the content of a JSON file has the keys that the list of the cache shows."""
     if not isinstance(entry, dict) or not isinstance(entry.get("identity"), dict):
         return False
     texts = (entry.get("key"), entry.get("built"), entry.get("model", ""))

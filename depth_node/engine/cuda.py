@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The GPU through cuda-python: memory, one stream, graphs and the package's kernels.
+"""Use of the GPU through cuda-python: memory, one stream, graphs and the package's kernels.
 
 Needs cuda-python (cuda.bindings) 12.6 or later, or 13. NVRTC compiles the kernels when they are
-loaded. One :class:`Gpu` owns all resources of the device and frees them when it is closed.
+loaded. A :class:`Gpu` owns all its resources on the device and frees them when it is closed.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from cuda.bindings import driver, nvrtc, runtime
 from depth_node.engine import EngineError, gpu_kernels
 from depth_node.engine.protocol import Closeable
 
-# All that this file uses of cuda.bindings: functions with the number of their parameters and of the
-# values that they return, enum members, constants. Tests compare it with this file and with the
-# real bindings of several versions.
+# Everything that this file uses of cuda.bindings: functions with the number of their parameters and
+# of the values that they return, enum members, constants. Tests compare the table with this file
+# and with the real bindings of several versions.
 USED: dict[str, tuple[str, ...]] = {
     "runtime": (
         "cudaDriverGetVersion(0) -> 2", "cudaRuntimeGetVersion(0) -> 2",
@@ -63,7 +63,7 @@ _MB = 1e6
 
 
 def missing() -> str:
-    """The reason why no GPU can be used here, with the cure; "" if one can."""
+    """Return the reason why no GPU can be used here, with the cure; "" if one can be used."""
     driver_version, runtime_version = _versions()
     error, count = runtime.cudaGetDeviceCount()
     if error == runtime.cudaError_t.cudaSuccess and count:
@@ -82,7 +82,7 @@ def missing() -> str:
 
 
 def _versions() -> tuple[int, int]:
-    """CUDA versions of the driver (0: no driver) and of the runtime, as 12040."""
+    """Return the CUDA versions of the driver (0: no driver) and of the runtime, such as 12040."""
     return int(runtime.cudaDriverGetVersion()[1] or 0), int(runtime.cudaRuntimeGetVersion()[1])
 
 
@@ -91,13 +91,16 @@ def _dotted(version: int) -> str:
 
 
 def _error_text(error: Any) -> str:
-    """Name and description of a cudaError_t."""
+    """Return the name and description of a cudaError_t."""
     text = runtime.cudaGetErrorString(error)[1]
     return f"{error.name}: {text.decode() if isinstance(text, bytes) else text}"
 
 
 def _runtime_value(result: Sequence[Any], operation: str) -> Any:
-    """The value of a runtime call (error, value...). EngineError if the call failed."""
+    """Return the value of a CUDA runtime call from its result (error, value...).
+
+    Raises EngineError if the call failed.
+    """
     error, *values = result
     if error != runtime.cudaError_t.cudaSuccess:
         raise EngineError(
@@ -108,7 +111,7 @@ def _runtime_value(result: Sequence[Any], operation: str) -> Any:
 
 
 def _driver_value(result: Sequence[Any], operation: str) -> Any:
-    """The same for a call of the driver."""
+    """Return the value of a CUDA driver call likewise. Raises EngineError if the call failed."""
     error, *values = result
     if error != driver.CUresult.CUDA_SUCCESS:
         raise EngineError(f"{operation} failed on the GPU ({error.name}): update the NVIDIA driver")
@@ -119,10 +122,10 @@ def _driver_value(result: Sequence[Any], operation: str) -> Any:
 
 
 class Gpu(Closeable):
-    """The first GPU: one stream, and memory that close() frees.
+    """The first GPU, with one stream and with memory that close() frees.
 
-    name, capability ("8.7"), driver and runtime (CUDA versions) identify it. Raises EngineError if
-    no GPU can be used.
+    name, capability (such as "8.7"), driver and runtime (CUDA versions) identify it. The
+    constructor raises EngineError if no GPU can be used.
     """
 
     def __init__(self) -> None:
@@ -152,19 +155,25 @@ class Gpu(Closeable):
         self.stream = int(stream)
 
     def memory(self) -> tuple[int, int]:
-        """Free and total bytes of the device."""
+        """Return the free and the total bytes of the device."""
         self._select_device()
         error, free, total = runtime.cudaMemGetInfo()
         _runtime_value((error,), "asking for free memory")
         return int(free), int(total)
 
     def allocate(self, size: int, purpose: str) -> int:
-        """Allocate `size` bytes on the device -> address; an error message names the purpose."""
+        """Allocate `size` bytes on the device and return the address.
+
+        purpose: what the memory is for, as error messages name it. Raises EngineError.
+        """
         self._select_device()
         return self._own(runtime.cudaMalloc(max(size, 1)), runtime.cudaFree, size, purpose, "GPU")
 
     def pinned(self, shape: Sequence[int], dtype: npt.DTypeLike, purpose: str) -> npt.NDArray[Any]:
-        """An array such as (H, W, 3) in page-locked memory; valid until release()."""
+        """Return an array such as (H, W, 3) in page-locked memory, valid until it is released.
+
+        purpose: as in allocate(). Raises EngineError.
+        """
         self._select_device()
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         result = runtime.cudaHostAlloc(max(size, 1), 0)
@@ -182,7 +191,7 @@ class Gpu(Closeable):
         return address
 
     def out_of_memory_error(self, size: int, purpose: str) -> EngineError:
-        """The error for `size` bytes that could not be allocated."""
+        """Return the error to raise for `size` bytes that could not be allocated."""
         runtime.cudaGetLastError()  # clears the error: the next call may succeed
         free, total = self.memory()
         return EngineError(
@@ -192,14 +201,14 @@ class Gpu(Closeable):
         )
 
     def release(self, buffer: int | npt.NDArray[Any]) -> None:
-        """Free an address or a pinned array, such as (H, W, 3), before close()."""
+        """Free a device address or a pinned array, such as (H, W, 3), before close()."""
         address = buffer if isinstance(buffer, int) else buffer.ctypes.data
         free = self._owned.pop(address, None)
         if free is not None:
             free()
 
     def upload(self, target: int, source: npt.NDArray[Any]) -> None:
-        """Copy a pinned array, such as (H, W, 3), to the device, in the stream's order."""
+        """Enqueue the copy of a pinned array, such as (H, W, 3), to the device."""
         kind = runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
         result = runtime.cudaMemcpyAsync(
             target, source.ctypes.data, source.nbytes, kind, self._stream
@@ -207,7 +216,7 @@ class Gpu(Closeable):
         _runtime_value(result, "copying to the device")
 
     def download(self, target: npt.NDArray[Any], source: int) -> None:
-        """Copy from the device into a pinned array, such as (H, W), in the stream's order."""
+        """Enqueue the copy from the device into a pinned array, such as (H, W)."""
         kind = runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
         result = runtime.cudaMemcpyAsync(
             target.ctypes.data, source, target.nbytes, kind, self._stream
@@ -215,13 +224,13 @@ class Gpu(Closeable):
         _runtime_value(result, "copying from the device")
 
     def copy(self, target: int, source: int, size: int) -> None:
-        """Copy `size` bytes on the device, in the stream's order."""
+        """Enqueue the copy of `size` bytes on the device."""
         kind = runtime.cudaMemcpyKind.cudaMemcpyDeviceToDevice
         result = runtime.cudaMemcpyAsync(target, source, size, kind, self._stream)
         _runtime_value(result, "copying on the device")
 
     def begin(self) -> None:
-        """Select the device for this thread; call before the first operation of a run.
+        """Select the device for this thread; must be called before the first operation of a run.
 
         Raises EngineError if the Gpu is closed.
         """
@@ -234,9 +243,9 @@ class Gpu(Closeable):
         _runtime_value(runtime.cudaStreamSynchronize(self._stream), "running the network")
 
     def capture(self, work: Launch) -> Launch:
-        """Capture what `work` puts into the stream as one graph -> function that launches it.
+        """Capture the operations that `work` enqueues as a graph; return a function to launch it.
 
-        Raises EngineError if it cannot be captured.
+        Raises EngineError if they cannot be captured.
         """
         mode = runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         _runtime_value(runtime.cudaStreamBeginCapture(self._stream, mode), "capturing a graph")
@@ -261,7 +270,7 @@ class Gpu(Closeable):
         )
 
     def milliseconds(self, work: Launch, times: int) -> float:
-        """Mean device time of `work` in ms over `times` calls in a row."""
+        """Return the mean device time of `work` in ms over `times` consecutive calls."""
         start, end = (_runtime_value(runtime.cudaEventCreate(), "timing") for _ in range(2))
         try:
             _runtime_value(runtime.cudaEventRecord(start, self._stream), "timing")
@@ -275,11 +284,11 @@ class Gpu(Closeable):
                 runtime.cudaEventDestroy(event)
 
     def own(self, address: int, free: Callable[[], Any]) -> None:
-        """Let close() call `free`; resources are freed in reverse order."""
+        """Let close() call `free`. close() frees all resources in reverse order."""
         self._owned[address] = free
 
     def close(self) -> None:
-        """Free all resources. May be called twice and after a failure."""
+        """Free all resources. May be called twice, and after a GPU error."""
         if self.closed:
             return
         self.closed = True
@@ -294,7 +303,7 @@ class Gpu(Closeable):
             self.stream = 0
 
     def _select_device(self) -> None:
-        """CUDA has a current device per thread."""
+        """Select the device for this thread: CUDA has a current device per thread."""
         thread = threading.get_ident()
         if thread != self._thread:
             _runtime_value(runtime.cudaSetDevice(_DEVICE), "choosing the GPU")
@@ -307,8 +316,8 @@ class Gpu(Closeable):
 def compile_source(capability: str) -> bytes:
     """Compile the kernels to machine code for a compute capability such as "8.7".
 
-    For a GPU that is newer than this NVRTC the result is PTX, which the driver translates. Raises
-    EngineError if NVRTC is missing or refuses.
+    For a GPU that this NVRTC does not know yet the result is PTX, which the driver compiles. Raises
+    EngineError if NVRTC is missing or cannot compile.
     """
     try:
         known = [int(arch) for arch in nvrtc.nvrtcGetSupportedArchs()[1]]
@@ -353,7 +362,7 @@ def compile_source(capability: str) -> bytes:
 
 
 def _nvrtc_value(result: Sequence[Any]) -> Any:
-    """The value of a call of NVRTC. EngineError if the call failed."""
+    """Return the value of a call of NVRTC. Raises EngineError if the call failed."""
     error, *values = result
     if error != nvrtc.nvrtcResult.NVRTC_SUCCESS:
         raise EngineError(f"NVRTC failed ({error.name}): install it again")
@@ -361,9 +370,9 @@ def _nvrtc_value(result: Sequence[Any]) -> Any:
 
 
 class CompiledKernels:
-    """The kernels, loaded on a device; freed with their Gpu.
+    """The kernels, compiled and loaded on a device; closing the Gpu unloads them.
 
-    Raises EngineError as compile_source.
+    The constructor raises EngineError as compile_source() does, or if the driver cannot load them.
     """
 
     def __init__(self, gpu: Gpu) -> None:
@@ -380,7 +389,7 @@ class CompiledKernels:
         }
 
     def prepare(self, name: str, height: int, width: int, arguments: Sequence[Argument]) -> Launch:
-        """Prepare a launch of a kernel with one thread for each of height x width pixels."""
+        """Return a function that launches a kernel with one thread per pixel of height x width."""
         function = self._functions[name]
         block_x, block_y = gpu_kernels.BLOCK
         grid = (-(-width // block_x), -(-height // block_y))
@@ -389,7 +398,7 @@ class CompiledKernels:
         stream = self.gpu.stream
 
         def launch() -> None:
-            assert values  # the pointers point into them
+            assert values  # keeps the values alive: the pointers point to them
             result = driver.cuLaunchKernel(
                 function, *grid, 1, block_x, block_y, 1, 0, stream, ctypes.addressof(pointers), 0
             )
@@ -399,9 +408,9 @@ class CompiledKernels:
 
 
 class ImageInput:
-    """Converts images (H, W, 3) of one size to the input tensor on the device, by one kernel.
+    """Conversion of images (H, W, 3) of one size to the input tensor on the device, by one kernel.
 
-    Raises EngineError if memory runs out.
+    The constructor raises EngineError if memory runs out.
     """
 
     def __init__(
@@ -412,7 +421,7 @@ class ImageInput:
         resampling: gpu_kernels.Resampling,
         tensor: int,
     ) -> None:
-        """tensor: address of the (1, 3, height, width) tensor to write."""
+        """Allocate buffers. tensor: device address of the (1, 3, height, width) input tensor."""
         gpu = loaded.gpu
         self.shape = (height, width, 3)
         self._gpu = gpu
@@ -455,13 +464,13 @@ class ImageInput:
         )
 
     def enqueue(self, image: npt.NDArray[np.uint8]) -> None:
-        """Copy an image (H, W, 3) to the device and make the tensor, in the stream's order."""
+        """Enqueue the copy of an image (H, W, 3) to the device and its conversion to the tensor."""
         np.copyto(self._image, image)
         self._gpu.upload(self._target, self._image)
         self._launch()
 
     def launch(self) -> None:
-        """Make the tensor again from the image that is on the device; for timings."""
+        """Enqueue the conversion of the image that is on the device again; for timings."""
         self._launch()
 
     def close(self) -> None:
@@ -486,7 +495,7 @@ class ImageInput:
 
 @dataclass(frozen=True)
 class PreparedKernel:
-    """A kernel of the fit with its inputs on the device: launch() computes, result() downloads."""
+    """A kernel of the fit with its inputs on the device: launch() runs it, result() downloads."""
 
     gpu: Gpu
     launch: Launch
@@ -495,7 +504,7 @@ class PreparedKernel:
     buffers: tuple[int | npt.NDArray[Any], ...]
 
     def result(self) -> npt.NDArray[np.float32]:
-        """(H, W) metres of the last launch."""
+        """Return the (H, W) depths in m of the last launch."""
         self.gpu.download(self.target, self.depth)
         self.gpu.wait()
         return self.target.copy()
@@ -513,7 +522,7 @@ def prepare_table(
     table: npt.NDArray[np.float64],
     min_disparity: float,
 ) -> PreparedKernel:
-    """gpu_kernels.apply_table on the device: relative and labels (H, W), table (K+1, 6).
+    """Prepare gpu_kernels.apply_table on the device: relative and labels (H, W), table (K+1, 6).
 
     Raises EngineError if memory runs out.
     """
@@ -541,7 +550,7 @@ def prepare_grid(
     factor: npt.NDArray[np.float32],
     line: gpu_kernels.Line,
 ) -> PreparedKernel:
-    """gpu_kernels.apply_grid on the device: values (H, W), factor (h, w).
+    """Prepare gpu_kernels.apply_grid on the device: values (H, W), factor (h, w).
 
     Raises EngineError if memory runs out.
     """

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kernels that run on the GPU beside the network: CUDA source, and NumPy twins of the same result.
+"""GPU kernels for the work around the network: CUDA source, and NumPy twins with the same results.
 
-Tests compare every kernel with its NumPy twin, and every twin with the code that does the same on
-the CPU (preprocess.to_tensor, surface_maps.depth_map, the end of field.solve), so that an image
-gives one tensor and a fit one depth, wherever they are computed. Apart from its thread indices the
+Tests compare every kernel with its NumPy twin, and every twin with the CPU code for the same task
+(preprocess.to_tensor, surface_maps.depth_map, the end of field.solve), so that an image gives the
+same tensor and a fit the same depth on the CPU and on the GPU. Apart from its thread indices the
 source is plain C, so tests also compile it for the CPU and run it.
 """
 
@@ -29,7 +29,7 @@ Indices = NDArray[np.int32]
 TENSOR_TYPES = {"float32": 0, "float16": 1, "uint8": 2}
 SPACES = {"depth": 0, "disparity": 1, "log": 2}
 BLOCK = (32, 8)  # threads along columns and rows
-FIXED = 2048  # OpenCV's weights of linear resizing are multiples of 1 / FIXED
+FIXED = 2048  # OpenCV's weights for linear resizing are multiples of 1 / FIXED
 
 SOURCE = r"""
 // Bits of the FP16 (IEEE binary16) number nearest to v, ties to even; needs no header.
@@ -182,9 +182,9 @@ extern "C" __global__ void apply_grid(
 
 @dataclass(frozen=True)
 class Taps:
-    """Source positions that make up each target position along one axis, and their weights.
+    """Source positions that contribute to each target position along one axis, and their weights.
 
-    index, weight: (n, taps).
+    index, weight: (n, taps) for n target positions.
     """
 
     index: Indices
@@ -192,7 +192,10 @@ class Taps:
 
     @classmethod
     def of(cls, source: int, target: int, interpolation: str, start: int = 0) -> Taps:
-        """Resizing as OpenCV does it, from `source` positions that begin at `start` to `target`."""
+        """Return the taps of OpenCV's resizing from `source` positions, from `start` on.
+
+        target: number of positions after resizing.
+        """
         scale = source / target
         position = np.arange(target)
         if interpolation == "area":
@@ -203,12 +206,12 @@ class Taps:
             weight = np.minimum(index + 1, high[:, None]) - np.maximum(index, low[:, None])
             weight = np.maximum(weight, 0) / scale
         elif interpolation == "nearest":
-            step = ((source << 16) + target // 2) // target  # in fixed point, to the bit
+            step = ((source << 16) + target // 2) // target  # OpenCV's fixed point, bit by bit
             index = ((step * position + step // 2 - source % 2) >> 16)[:, None]
             weight = np.ones(index.shape)
         else:
             middle = (position + 0.5) * scale - 0.5
-            if interpolation == "linear":  # as OpenCV: in float32, clipped to the border
+            if interpolation == "linear":  # as in OpenCV: float32, clipped to the border
                 middle = np.clip(middle.astype(np.float32), 0, source - 1)
             whole = np.floor(middle).astype(np.int64)
             f = (middle - whole).astype(np.float64)
@@ -218,14 +221,15 @@ class Taps:
             else:
                 index = whole[:, None] + np.arange(-1, 3)
                 weight = _cubic(f)
-        index = np.clip(index, 0, source - 1) + start  # the border pixel is repeated
+        index = np.clip(index, 0, source - 1) + start  # pixels beyond the border repeat it
         return cls(np.ascontiguousarray(index, np.int32), np.ascontiguousarray(weight, np.float32))
 
 
 def _cubic(f: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(n, 4) weights of the positions -1, 0, 1, 2 at f beyond 0: Keys' kernel with OpenCV's A.
+    """Return the (n, 4) weights of positions -1, 0, 1 and 2 for (n,) target positions f in [0, 1).
 
-    Keys, "Cubic convolution interpolation for digital image processing" (1981), equation 15.
+    Keys' cubic kernel with OpenCV's parameter A: Keys, "Cubic convolution interpolation for digital
+    image processing" (1981), equation 15.
     """
     A = -0.75
     weight = np.empty((len(f), 4))
@@ -238,11 +242,12 @@ def _cubic(f: NDArray[np.float64]) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class Resampling:
-    """Parameters of the kernel that makes images of one size into a network's tensor.
+    """Parameters of the kernel that converts images of one size to a network's tensor.
 
-    rows, cols: taps into the image. box: (top, left, rows, cols) of the tensor that shows it.
-    first_channel, channel_step: tensor channel c is image channel first_channel + c * channel_step.
-    gains, offsets: (3,). fixed_point: linear interpolation in whole numbers, as OpenCV does it.
+    rows, cols: taps into the image. box: (top, left, rows, cols) of the part of the tensor that
+    shows the image. first_channel, channel_step: tensor channel c is image channel first_channel +
+    c * channel_step. gains, offsets: (3,), see preprocess.channel_gains. fixed_point: linear
+    interpolation in whole numbers, as OpenCV does it.
     """
 
     spec: InputSpec
@@ -257,7 +262,10 @@ class Resampling:
 
     @classmethod
     def of(cls, height: int, width: int, spec: InputSpec, order: str = "rgb") -> Resampling:
-        """Parameters for (height, width) images with channels in this order, as in to_tensor."""
+        """Return the parameters for (height, width) images with channels in this order.
+
+        The result equals that of preprocess.to_tensor.
+        """
         top, left, rows, cols = image_box(height, width, spec)
         box = tensor_box(height, width, spec)
         interpolation = interpolation_of(spec.interpolation, (rows, cols), box[2:])
@@ -275,7 +283,10 @@ class Resampling:
 
 
 def image_to_tensor(image: NDArray[np.uint8], resampling: Resampling) -> NDArray[Any]:
-    """Twin of the kernel: (H, W, 3) uint8 -> (1, 3, height, width) of the spec's type."""
+    """Twin of the kernel: convert an (H, W, 3) uint8 image to a (1, 3, height, width) tensor.
+
+    The tensor has the type of the resampling's spec.
+    """
     spec = resampling.spec
     tensor = np.zeros(spec.shape, spec.dtype)
     resample = _resampled_fixed_point if resampling.fixed_point else _resampled
@@ -290,7 +301,7 @@ def image_to_tensor(image: NDArray[np.uint8], resampling: Resampling) -> NDArray
 
 
 def _resampled(image: NDArray[np.uint8], resampling: Resampling) -> Floats:
-    """(H, W, 3) -> (rows, cols, 3) whole numbers from 0 to 255."""
+    """Resample an (H, W, 3) image to (rows, cols, 3) whole numbers from 0 to 255."""
     part = np.zeros((len(resampling.rows.index), *image.shape[1:]), np.float32)
     for index, weight in zip(resampling.rows.index.T, resampling.rows.weight.T, strict=True):
         part += weight[:, None, None] * image[index]
@@ -301,7 +312,7 @@ def _resampled(image: NDArray[np.uint8], resampling: Resampling) -> Floats:
 
 
 def _resampled_fixed_point(image: NDArray[np.uint8], resampling: Resampling) -> Floats:
-    """The same in whole numbers, cut off as OpenCV does."""
+    """Do the same in whole numbers, which are truncated as in OpenCV."""
     rows, cols = (
         np.rint(taps.weight * FIXED).astype(np.int64) for taps in (resampling.rows, resampling.cols)
     )
@@ -320,10 +331,12 @@ def apply_table(
     table: NDArray[np.float64],
     min_disparity: float,
 ) -> Floats:
-    """Twin of the kernel: (H, W) map and labels, (K+1, 6) table -> (H, W) metres, NaN unknown.
+    """Twin of the kernel: convert an (H, W) map to (H, W) depths in m by the surface of its label.
 
-    table: s, a, b, t, lowest and highest depth (m) of every label. min_disparity: lowest disparity
-    (1/m) if the surfaces are in disparity, 0 if they are in depth.
+    labels: (H, W); None: label 0 everywhere. table: (K+1, 6) with s, a, b, t and the lowest and
+    highest depth (m) of every label; the value at a pixel is s * relative + a x + b y + t, with x
+    and y from -1 to 1. min_disparity: lowest disparity (1/m) if the surfaces are in disparity, 0 if
+    they are in depth. Pixels with a label that the table does not have are NaN.
     """
     height, width = relative.shape
     if labels is None:
@@ -341,10 +354,10 @@ def apply_table(
 
 @dataclass(frozen=True)
 class Line:
-    """The line that makes a network's values metres before the grid: the base of fitting/field.
+    """Linear map from a network's values to metres, before the grid: the base of fitting/field.
 
-    space: depth, disparity or log, in which scale and shift hold. nearest, farthest: limits of the
-    base map, m. min_depth_m, max_depth_m: limits of the result, m.
+    space: "depth", "disparity" or "log", the space in which scale and shift apply. nearest,
+    farthest: limits of the base map, m. min_depth_m, max_depth_m: limits of the result, m.
     """
 
     space: str
@@ -357,7 +370,7 @@ class Line:
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """Limits of the base map in the line's own space, ascending."""
+        """Limits of the base map in the line's own space, the lower one first."""
         if self.space == "disparity":
             return 1 / self.farthest, 1 / self.nearest
         if self.space == "log":
@@ -366,7 +379,11 @@ class Line:
 
 
 def apply_grid(values: Floats, factor: Floats, line: Line) -> Floats:
-    """Twin of the kernel: (H, W) values and (h, w) factors -> (H, W) metres, NaN unknown."""
+    """Twin of the kernel: convert (H, W) values to (H, W) depths in m by a line and (h, w) factors.
+
+    The factors are interpolated linearly between the centres of their cells. Values that are not
+    finite give NaN.
+    """
     height, width = values.shape
     known = np.isfinite(values)
     base = np.where(known, values, 0) * np.float32(line.scale) + np.float32(line.shift)
@@ -387,7 +404,7 @@ def apply_grid(values: Floats, factor: Floats, line: Line) -> Floats:
 
 
 def _between(size: int, cells: int) -> tuple[NDArray[np.int64], Floats]:
-    """(size,) cell before each pixel, and the pixel's fraction of the way to the next cell."""
+    """Return the (size,) cell before each pixel, and how far it is to the next cell (0 to 1)."""
     position = (np.arange(size, dtype=np.float32) + np.float32(0.5)) * np.float32(cells / size)
     position = np.clip(position - np.float32(0.5), 0, cells - 1)
     cell = position.astype(np.int64)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The manifest of a model: the contract between training and run time.
 
-It alone holds the input's size, colour order and normalisation and the meaning of the output. A
-model without a manifest is refused.
+Only the manifest holds the input's size, colour order and normalisation and the meaning of the
+output. A model without a manifest is refused.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ PROMPT_DECODER = "prompt_masks"  # the decoder of a PROMPTS encoder, opened toge
 REGION_MEANINGS = ("region_masks", "region_labels", "region_edges", PROMPTS)
 MEANINGS = (*DEPTH_MEANINGS, *REGION_MEANINGS, PROMPT_DECODER)
 ROLES = ("sky", "mask", "confidence", "scale")
-LEVELS = {"sky": 0.3, "mask": 0.5}  # from which a pixel is sky, or has an answer
+LEVELS = {"sky": 0.3, "mask": 0.5}  # default levels: from here a pixel is sky, or has a depth
 EMBEDDED = "embedded"
-EMBEDDED_SMALL = "embedded-small"  # of 96x128: a quarter of the time, no edges
+EMBEDDED_SMALL = "embedded-small"  # input of 96x128: takes a quarter of the time, has no edges
 PACKAGED = (EMBEDDED, EMBEDDED_SMALL)
-_MAX_PIXELS = 1 << 25  # 33 million, an image of 8K; its tensor has 400 MB
-_MAX_ELEMENTS = 1 << 27  # of another input tensor, 512 MB
+_MAX_PIXELS = 1 << 25  # of the image input: 33 million, an 8K image; its tensor has 400 MB
+_MAX_ELEMENTS = 1 << 27  # of any other input tensor: 512 MB
 _MAX_TEXT = 2000
 
 
@@ -43,13 +43,14 @@ UNITS = {"m": "metres", "mm": "millimetres", "1/m": "1/metres", "log m": "log me
 
 @dataclass(frozen=True)
 class SparseSpec:
-    """The measured points as inputs of a completion network, each of shape (1, 1, height, width).
+    """The inputs of a completion network for measured points, each of shape (1, 1, height, width).
 
     depth: name of the input with the depth of the pixels that have a point, in ``unit`` (one of
-    UNITS); all others hold ``empty``. mask: name of an input with 1 where there is a point and 0
-    elsewhere; "" if there is none. min_points: fewest pixels with a point for which the network
-    gives an answer worth having. The size of the inputs may differ from the image's: the nearest
-    point of a pixel counts. Raises EngineError for values that cannot be used.
+    UNITS); all other pixels hold ``empty``. mask: name of the input that is 1 where there is a
+    point and 0 elsewhere; "" if there is none. min_points: lowest number of pixels with a point for
+    which the network's output is usable. The size of the inputs may differ from the image's; of
+    several points in a pixel the nearest one is used. Raises EngineError for values that cannot be
+    used.
     """
 
     depth: str
@@ -89,12 +90,14 @@ class Manifest:
 
     ``limits`` replaces limits of the self-check (engine/self_check.py) that do not suit the model.
 
-    A depth network may say more than depth: ``roles`` names the outputs by what they are: "sky",
-    from ``levels.sky`` a pixel is sky; "mask", from ``levels.mask`` it has an answer; "confidence",
-    from ``levels.confidence``, if that is given, it has one; "scale", one factor to metres.
-    ``focal_px``: focal length of the input at which an output of meaning "depth_metric_focal" is in
-    metres. ``sparse``: the inputs of a completion network (:class:`SparseSpec`), which are in
-    ``inputs``, too.
+    A depth network can have outputs besides depth; ``roles`` gives the name of the output of each
+    role: "sky" (a pixel is sky if the value is at least ``levels.sky``), "mask" (a pixel has a
+    depth if the value is at least ``levels.mask``), "confidence" (likewise, if
+    ``levels.confidence`` is given) and "scale" (one factor to metres).
+
+    ``focal_px``: focal length of the input, px, at which an output of meaning "depth_metric_focal"
+    is in metres. ``sparse``: the inputs of a completion network for points (:class:`SparseSpec`),
+    which ``inputs`` also lists.
     """
 
     name: str
@@ -232,7 +235,7 @@ class Manifest:
             raise EngineError("a completion network cannot crop its image: use another resize")
 
     def level(self, role: str) -> float | None:
-        """The value of a role's output from which it holds; None if it has no such value."""
+        """Return the lowest value of a role's output for which the role holds; None: no level."""
         return self.levels.get(role, LEVELS.get(role))
 
     def _check_tensors(self) -> None:
@@ -266,7 +269,7 @@ class Manifest:
 
     @property
     def input_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of every input tensor by name: the image alone, or those of ``inputs``."""
+        """Shape of every input tensor by name: of the image alone, or those of ``inputs``."""
         return dict(self.inputs) or {self.input_name: self.input.shape}
 
     @property
@@ -281,7 +284,8 @@ class Manifest:
         if not path.exists():
             raise EngineError(f"manifest {path} does not exist: check the path")
         try:
-            # It came with the model from somewhere: no aliases, which nobody needs in it.
+            # The file can come from anywhere. YAML aliases, which a manifest never needs, could
+            # expand a small file without limit, so they are refused.
             values = parse_yaml(read_text(path, MAX_YAML_BYTES, "manifest"), aliases=False)
         except ConfigError as error:
             raise EngineError(
@@ -293,7 +297,7 @@ class Manifest:
             if _mapping(values).get("sparse") is not None:
                 parts["sparse"] = _from_mapping(SparseSpec, values["sparse"], "sparse.")
             return _from_mapping(cls, {**_mapping(values), **parts}, "")
-        except Exception as error:  # every fault of a foreign file is told in one sentence
+        except Exception as error:  # any fault of the file must become one sentence
             raise EngineError(f"manifest {path}: {one_line(error, 600)}") from error
 
     def save(self, path: str | Path) -> None:
@@ -322,7 +326,10 @@ def _mapping(values: Any) -> Mapping[str, Any]:
 
 
 def _check_text(key: str, text: str, lines: bool = False) -> None:
-    """EngineError for a text too long for a log, or with characters that control a terminal."""
+    """Raise EngineError for texts that are too long for a log or contain control characters.
+
+    lines: allow line breaks.
+    """
     allowed = text.replace("\n", "") if lines else text
     if len(text) > _MAX_TEXT or not allowed.isprintable():
         raise EngineError(
@@ -331,7 +338,10 @@ def _check_text(key: str, text: str, lines: bool = False) -> None:
 
 
 def _from_mapping(cls: type, values: Any, prefix: str) -> Any:
-    """Make an instance of a dataclass. EngineError for an unknown or a missing key."""
+    """Make an instance of a dataclass. Raises EngineError for an unknown or a missing key.
+
+    prefix: put before the keys in error messages, such as "input.".
+    """
     fields = {item.name: item for item in dataclasses.fields(cls)}
     for key in _mapping(values):
         if key not in fields:
@@ -351,16 +361,16 @@ def _from_mapping(cls: type, values: Any, prefix: str) -> Any:
 
 
 def manifest_path(model: str | Path) -> Path:
-    """Path of the manifest of a model file: model.onnx -> model.manifest.yaml."""
+    """Return the path of the manifest of a model file: model.onnx -> model.manifest.yaml."""
     model = Path(model)
     return model.with_name(f"{model.stem}.manifest.yaml")
 
 
 def model_sha256(model: str | Path) -> str:
-    """Hexadecimal SHA-256 of a model file and of its external weights, if there are any.
+    """Return the hexadecimal SHA-256 of a model file and of its external weights, if it has any.
 
     Exporters put the weights of large models into ``model.onnx.data`` or ``model.onnx_data``; files
-    of other names that the model takes weights from are hashed after these.
+    of other names from which the model takes weights are hashed after these, sorted by name.
     """
     model = Path(model)
     digest = hashlib.sha256()
@@ -375,13 +385,13 @@ def model_sha256(model: str | Path) -> str:
 
 
 def converted_path(model: str | Path, precision: str) -> Path:
-    """Path of a model's copy in another precision: model.onnx -> model.fp16.onnx."""
+    """Return the path of a model's copy in another precision: model.onnx -> model.fp16.onnx."""
     model = Path(model)
     return model.with_name(f"{model.stem}.{precision}.onnx")
 
 
 def existing_model(model: Path) -> Path:
-    """Return the path. Raises EngineError if it is not a file."""
+    """Return the path unchanged. Raises EngineError if it is not a regular file."""
     if model.is_dir():
         raise EngineError(f"model {model} is a folder: name the .onnx file in it")
     if model.exists() and not model.is_file():
@@ -397,10 +407,11 @@ def existing_model(model: Path) -> Path:
 def verified_manifest(model: Path, manifest: str | Path | None = None) -> Manifest:
     """Load the manifest of a model file, from beside it unless a path is given.
 
-    Raises EngineError if there is none or the file is not the one that it describes.
+    Raises EngineError if there is no manifest, if it cannot be used, or if the model file is not
+    the one that it describes.
     """
     description = _manifest_of(model, manifest)
-    fault = fault_of(model)  # it has a cure of its own, which a wrong hash would hide
+    fault = fault_of(model)  # before the hash, whose message would hide the cure for this fault
     if fault:
         raise EngineError(fault)
     digest = model_sha256(model)

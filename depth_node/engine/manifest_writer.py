@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write the manifest of an ONNX file; names, sizes and types are read from the file itself."""
+"""Writing the manifest of an ONNX file; names, sizes and types are read from the file itself."""
 
 from __future__ import annotations
 
@@ -46,18 +46,19 @@ def write_manifest(
     judge: Callable[[Engine], None] | None = None,
     **input_options: Any,
 ) -> Manifest:
-    """Write the manifest of an ONNX file; names, size and type are read from the file itself.
+    """Write and return the manifest of an ONNX file; names, size and type come from the file.
 
     The caller gives what the file does not contain: ``meaning``; fields of InputSpec that differ
     from their defaults (channel_order, scale, mean, std, resize, interpolation); ``output_name`` if
     there are several outputs; ``height`` and ``width`` (pixels) if the file leaves them open;
     ``outputs`` if several belong together; the ``decoder`` of region_prompts; ``roles``,
-    ``levels``, ``focal_px`` and ``sparse`` as in Manifest. A completion network has one image of
-    three channels among its inputs, and those that ``sparse`` names. A prompt decoder may have any
-    inputs; ``height`` and ``width`` are then those of its encoder's input. The manifest is written
-    beside the model unless ``manifest`` is a path. Before that the network runs once, and ``judge``
-    may refuse what it answers by an EngineError; with ``run`` false only names, shapes and types
-    are compared. Raises EngineError if the file or a value cannot be used.
+    ``levels``, ``focal_px`` and ``sparse`` as in Manifest. The inputs of a completion network must
+    be one image of three channels and those that ``sparse`` names. A prompt decoder may have any
+    inputs; ``height`` and ``width`` are then those of its encoder's input.
+
+    The manifest is written beside the model unless ``manifest`` is a path. Before that the network
+    runs once, and ``judge`` can reject the outputs by raising EngineError; with ``run`` false only
+    names, shapes and types are compared. Raises EngineError if the file or a value cannot be used.
     """
     model = existing_model(Path(model))
     from depth_node.engine import ort  # optional package; only this back end reads ONNX files
@@ -97,7 +98,7 @@ def write_manifest(
         ort.check_manifest(model, written)
         written.save(place)
         return written
-    # Opening it checks names, shape and type as at run time.
+    # Opening the model checks names, shape and type as the node does at run time.
     with warn_if_slow(f"running model {model} once"), ort.OrtEngine(model, written) as engine:
         if judge is not None:
             judge(engine)
@@ -108,7 +109,7 @@ def write_manifest(
 def _usable_inputs(
     model: Path, inputs: list[TensorInfo], meaning: str, sparse: SparseSpec | None
 ) -> list[TensorInfo]:
-    """The inputs, the image first where there is one. EngineError where they cannot be used."""
+    """Return the inputs, the image first if there is one. EngineError if they cannot be used."""
     prompted = meaning == PROMPT_DECODER
     if sparse is not None:
         inputs = _image_first(model, inputs, sparse)
@@ -140,8 +141,11 @@ def _input_spec(
     given: Mapping[str, int],
     options: Mapping[str, Any],
 ) -> InputSpec:
-    """What the image is made into. given: height and width, 0 where the file says them."""
-    in_file = (0, 0) if meaning == PROMPT_DECODER else tensor.shape[2:]  # it takes no image
+    """Return the InputSpec: how an image becomes the tensor. EngineError for unusable values.
+
+    given: height and width that the caller gives; 0: take the size from the file.
+    """
+    in_file = (0, 0) if meaning == PROMPT_DECODER else tensor.shape[2:]  # a decoder has no image
     size = {}
     for (key, asked), fixed in zip(given.items(), in_file, strict=True):
         if not (asked or fixed):
@@ -154,7 +158,10 @@ def _input_spec(
 
 
 def _image_first(model: Path, inputs: Sequence[TensorInfo], sparse: SparseSpec) -> list[TensorInfo]:
-    """The inputs of a completion network, the image first. EngineError if they are others."""
+    """Return the inputs of a completion network, the image first.
+
+    Raises EngineError if they are not one image and the inputs that ``sparse`` names.
+    """
     named = {sparse.depth, sparse.mask} - {""}
     images = [item for item in inputs if item.name not in named]
     known = {item.name for item in inputs}
@@ -168,7 +175,7 @@ def _image_first(model: Path, inputs: Sequence[TensorInfo], sparse: SparseSpec) 
 
 
 def _input_shapes(inputs: Sequence[TensorInfo], spec: InputSpec) -> dict[str, tuple[int, ...]]:
-    """Shapes by name; sizes that the file leaves open are those of the image."""
+    """Return the inputs' shapes by name; sizes that the file leaves open become the image's."""
     return {
         item.name: tuple(size or spec.shape[axis] for axis, size in enumerate(item.shape))
         if len(item.shape) == 4 and item.shape[1] == 3

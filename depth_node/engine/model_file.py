@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a model file is: no network, one that lacks its weights, or one that a reader refuses.
+"""Diagnosis of model files: not a network, without their weights, or refused by an ONNX reader.
 
-A reader says of these only that something failed. Here each gets its cause and its cure, in one
-sentence. External weights are found by walking through the file's protocol buffer (the fields of
-onnx.proto), because a robot has no onnx package.
+Readers report only that something failed; the functions here return the cause and the cure in one
+sentence. External weights are found by parsing the file's protocol buffer (the fields of
+onnx.proto), because robots do not have the onnx package.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from depth_node.engine import depth_tools
 from depth_node.sentences import one_line, quoted
 
 _HEAD_BYTES = 512
-_MAX_FIELDS = 2_000_000  # of one file; the largest networks have some ten thousand
+_MAX_FIELDS = 2_000_000  # of one file; the largest networks have some tens of thousands
 EXPORT_OPSETS = "opset 17 to 20"
 
 _FORMATS = (
@@ -30,10 +30,10 @@ _FORMATS = (
 
 
 def fault_of(model: Path) -> str:
-    """Why a file is certainly no network that can be opened, with the cure; "" if it may be one.
+    """Return why a file cannot be a usable network, with the cure; "" if it may be one.
 
-    A download that failed leaves such files; an ONNX reader takes an empty one for a network
-    without nodes, and says of the others only that they cannot be parsed.
+    Failed downloads leave such files. An ONNX reader takes an empty file for a network without
+    nodes, and reports for the others only that they cannot be parsed.
     """
     try:
         with model.open("rb") as file:
@@ -64,7 +64,7 @@ def fault_of(model: Path) -> str:
 
 
 def _fault_of_weights(model: Path) -> str:
-    """What is wrong with the files that hold a model's weights, with the cure; "" if nothing."""
+    """Return what is wrong with a model's external weights, with the cure; "" if nothing."""
     for name, needed_bytes in external_weights(model).items():
         if not is_beside(name):
             return (
@@ -89,7 +89,7 @@ def _fault_of_weights(model: Path) -> str:
 
 
 def is_beside(name: str) -> bool:
-    """Whether a file name in a model stays in the model's folder, on any system."""
+    """Return whether a file name in a model stays inside the model's folder, on any system."""
     return bool(name) and not any(
         path.is_absolute() or path.drive or ".." in path.parts
         for path in (PurePosixPath(name), PureWindowsPath(name))
@@ -97,9 +97,9 @@ def is_beside(name: str) -> bool:
 
 
 def external_weights(model: Path) -> dict[str, int]:
-    """Files of weights that an ONNX file names -> bytes that each must at least have.
+    """Return the files of weights that an ONNX file names, with the least size of each in bytes.
 
-    Empty for a file that holds its weights itself, and for one that is no ONNX: its reader tells.
+    Empty for a file that contains its weights, and for one that is not ONNX: a reader reports that.
     """
     try:
         with model.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -108,7 +108,7 @@ def external_weights(model: Path) -> dict[str, int]:
         return {}
 
 
-# Numbers of fields in onnx.proto.
+# Field numbers in onnx.proto
 _MODEL_GRAPH, _GRAPH_INITIALIZER, _TENSOR_EXTERNAL, _ENTRY_KEY, _ENTRY_VALUE = 7, 5, 13, 1, 2
 
 
@@ -133,9 +133,10 @@ def _external_weights(data: mmap.mmap) -> dict[str, int]:
 def _messages(
     data: mmap.mmap, span: tuple[int, int], number: int, budget: list[int]
 ) -> Iterator[tuple[int, int]]:
-    """(start, end) of every length-delimited field of this number in a message.
+    """Yield (start, end) of every length-delimited field with this number in a message.
 
-    Raises ValueError or IndexError where the bytes are no protocol buffer.
+    span: (start, end) of the message. budget: fields that may still be read, counted down in place.
+    Raises ValueError or IndexError if the bytes are not a protocol buffer.
     """
     at, end = span
     while at < end:
@@ -172,7 +173,7 @@ def _varint(data: mmap.mmap, at: int) -> tuple[int, int]:
             raise ValueError("no protocol buffer")
 
 
-# --- what a reader says --------------------------------------------------------------------------
+# --- errors of ONNX readers ----------------------------------------------------------------------
 
 _OPERATOR = (
     r"No Op registered for (?P<op>\w+) with domain_version of (?P<opset>\d+)",
@@ -182,7 +183,7 @@ _OPERATOR = (
 
 
 def reader_fault(model: Path, reader: str, error: BaseException) -> str:
-    """One sentence with cause and cure for what an ONNX reader raised on a model file.
+    """Return one sentence with cause and cure for an exception of an ONNX reader on a model file.
 
     reader: its name and version, such as "onnxruntime 1.23.0".
     """
@@ -232,7 +233,8 @@ def reader_fault(model: Path, reader: str, error: BaseException) -> str:
             f"{model} gives its operator {match.group(2)} a {match.group(1)}, which ONNX does not"
             " allow: export the network in float32"
         )
-    if "No graph was found" in text or "does not have a graph" in text:  # 1.31, 1.23
+    # ONNX Runtime 1.31 and 1.23
+    if "No graph was found" in text or "does not have a graph" in text:
         return f"{model} holds no network: its download or export was cut off; do it again"
     if re.search(r"invalid model|INVALID_GRAPH|ShapeInferenceError|Invalid model", text):
         return (
@@ -246,7 +248,7 @@ def reader_fault(model: Path, reader: str, error: BaseException) -> str:
 
 
 def _short(text: str) -> str:
-    """The reader's own words without what introduces them."""
+    """Return the reader's message without its prefixes, at most 200 characters."""
     text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
     text = re.sub(r"^Load model from .*? failed:\s*", "", text)
     text = re.sub(r"^(This is an invalid model\.|Invalid model\.)\s*", "", text)

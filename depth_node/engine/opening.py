@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Open a network: choose the back end, apply the fallback settings, run the self-check.
+"""Opening of networks: choice of the back end, fallback settings, self-check.
 
-`backend`, then `fallback`, are tried in this order; a back end that this machine cannot use is
-skipped. `on_engine_failure` applies where a back end can be used but its engine cannot be built or
-gives wrong outputs. Skipped back ends and their reasons are logged and stand in the engine's
-details.
+`model.backend` is tried first, then each of `engine.fallback` in order; a back end that this
+machine cannot use is skipped. `engine.on_failure` applies if a back end can be used but its engine
+cannot be built or gives wrong outputs. Skipped back ends and their reasons are logged and are in
+the engine's details.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _log = logging.getLogger("depth_node.engine")
 
 @dataclass(frozen=True)
 class _Backend:
-    """A back end: open() makes an engine, missing() says what this machine lacks ("": nothing)."""
+    """A back end: open() makes an engine; missing() returns why it cannot be used here, else ""."""
 
     open: Callable[[OpenRequest], Engine]
     missing: Callable[[], str]
@@ -87,7 +87,7 @@ AUTO = ("tensorrt", "onnxruntime-cuda", REFERENCE)
 
 
 def backends() -> dict[str, str]:
-    """Every known back end -> "" if it can be used here, else what is missing and the cure."""
+    """Return for every known back end "" if it can be used here, else the cause and the cure."""
     return {name: _missing(backend) for name, backend in _BACKENDS.items()}
 
 
@@ -103,7 +103,7 @@ def _missing(backend: _Backend) -> str:
 
 
 def summary(engine: Engine) -> dict[str, str]:
-    """Select an engine's details for diagnostics: few, short, in a fixed order."""
+    """Return the few of an engine's details that diagnostics show, as text in a fixed order."""
     details = engine.details
     shown = ("version", "precision", "check", "check of images", "key", "engine file", "built",
              "cuda graph", "image to tensor", "warning", "replaced")  # fmt: skip
@@ -118,7 +118,7 @@ def open_model(
     engine_config: EngineConfig,
     progress: Progress | None = None,
 ) -> Engine:
-    """Open a model file with the settings' back end, checked and warm.
+    """Open a model file with the settings' back end; the engine is self-checked and warmed up.
 
     Raises BackendError if no back end can be used, EngineError if a build or the self-check fails.
     """
@@ -134,7 +134,7 @@ def open_model(
                 with warn_if_slow(f"opening model {model} on {name}"):
                     engine = _open_or_fall_back(name, request)
                 break
-            except BackendError as error:  # the back end is found unusable only when it starts
+            except BackendError as error:  # some back ends fail only when they start
                 reason = str(error)
         skipped[name] = reason
         log = _log.info if config.backend == "auto" else _log.warning
@@ -151,7 +151,7 @@ def open_model(
 
 
 def _order(config: ModelConfig, engine_config: EngineConfig) -> tuple[str, ...]:
-    """The back ends to try. EngineError for an unknown name."""
+    """Return the back ends to try, in order. Raises EngineError for an unknown name."""
     order = AUTO if config.backend == "auto" else (config.backend, *engine_config.fallback)
     for name in order:
         if name not in _BACKENDS:
@@ -168,7 +168,7 @@ def _usable() -> list[str]:
 
 
 def _no_backend_message(skipped: Mapping[str, str]) -> str:
-    """The error message if none of the back ends can be used."""
+    """Return the error message for the case that none of the back ends can be used."""
     if len(skipped) == 1:
         ((name, reason),) = skipped.items()
         usable = _usable()
@@ -179,7 +179,7 @@ def _no_backend_message(skipped: Mapping[str, str]) -> str:
 
 
 def _open_or_fall_back(name: str, request: OpenRequest) -> Engine:
-    """Open a back end's engine, or the replacement that `on_engine_failure` asks for."""
+    """Open a back end's engine; if that fails, open what `engine.on_failure` asks for."""
     config = request.config
     try:
         return _open_checked(name, request, config.precision)
@@ -187,7 +187,7 @@ def _open_or_fall_back(name: str, request: OpenRequest) -> Engine:
         raise
     except EngineError as error:
         action = request.engine.on_failure
-        # If the reference fails with the model file itself, there is nothing left to fall back to.
+        # The reference back end with the model file itself is the last fallback.
         last = name == REFERENCE and config.precision == "file"
         if action == "error" or last or (action == "fp32" and config.precision == "file"):
             raise
@@ -198,7 +198,7 @@ def _open_or_fall_back(name: str, request: OpenRequest) -> Engine:
 
 
 def _open_checked(name: str, request: OpenRequest, precision: str) -> Engine:
-    """Open one back end's engine and compare its outputs with the reference's."""
+    """Open one back end's engine and compare its outputs with those of the reference."""
     limits = Limits.of(request.manifest)
     typed_request = request
     if precision != "file":

@@ -89,9 +89,9 @@ class EngineConfig:
 def configured(
     model: str | Path, manifest: str | Path | None, options: Mapping[str, Any]
 ) -> tuple[ModelConfig, EngineConfig]:
-    """The settings of a model and of its engine from keyword options of both.
+    """Return the settings of a model and of its engine from keyword options of both.
 
-    Raises EngineError if one is unknown or cannot be.
+    Raises EngineError if an option is unknown or has an invalid value.
     """
     shared = {item.name for item in dataclasses.fields(EngineConfig)}
     own = {name: value for name, value in options.items() if name not in shared}
@@ -104,7 +104,7 @@ def configured(
 
 @dataclass(frozen=True)
 class OpenRequest:
-    """A request to open a model: file, manifest, settings, cache, callback of the build."""
+    """A request to open a model: its file, manifest, settings, cache and build callback."""
 
     model: Path
     manifest: Manifest

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ONNX Runtime: on the CPU the reference of every other back end; also its GPU providers."""
+"""Back ends of ONNX Runtime: the CPU, reference for all other back ends, and its GPU providers."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from depth_node.engine.model_file import fault_of, reader_fault
 from depth_node.engine.protocol import Closeable, check_tensor, check_tensors
 from depth_node.sentences import one_line
 
-# Since 1.31 it writes a device id and events into the user's cache folder and sends them. It looks
-# at this when it is loaded; a user's own setting is kept.
+# Since 1.31 ONNX Runtime writes a device id and events into the user's cache folder and sends them.
+# It reads this variable when it is loaded; a user's own setting is kept.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime
 
-# Back end -> providers of ONNX Runtime; each runs the operators that those before it cannot run.
+# Back end -> providers of ONNX Runtime; each runs the operators that the earlier ones cannot run.
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 _PROVIDERS = {
     "cpu": [_CPU],
@@ -49,7 +49,7 @@ def probe(model: Path) -> tuple[list[TensorInfo], list[TensorInfo]]:
 
 
 def missing(provider: str) -> str:
-    """What this ONNX Runtime lacks for cpu, cuda or tensorrt, with the cure; "" if nothing."""
+    """Return why this ONNX Runtime lacks cpu, cuda or tensorrt, with the cure; "" if it has it."""
     name = _PROVIDERS[provider][0]
     if name in onnxruntime.get_available_providers():
         return ""
@@ -68,10 +68,11 @@ def check_manifest(model: Path, manifest: Manifest) -> None:
 
 
 class OrtEngine(Closeable):
-    """Engine on a provider of ONNX Runtime; construction checks the manifest and runs once.
+    """Engine on a provider of ONNX Runtime.
 
-    Raises EngineError if the file cannot be read, contradicts its manifest or does not run, and
-    BackendError if the provider cannot be used. frugal: see open_session().
+    The constructor compares the file with the manifest and runs it once. It raises EngineError if
+    the file cannot be read, contradicts its manifest or does not run, and BackendError if the
+    provider cannot be used. frugal: see open_session().
     """
 
     def __init__(
@@ -96,7 +97,8 @@ class OrtEngine(Closeable):
             "sha256": manifest.sha256,
         }
         self._session: onnxruntime.InferenceSession | None = session
-        # The first run allocates memory and shows errors of shapes that the file leaves open.
+        # The first run allocates memory, and fails here if the manifest gives a wrong size for one
+        # that the file leaves open.
         dtype = "float32" if manifest.inputs else manifest.input.dtype
         self.run_named({key: np.zeros(n, dtype) for key, n in manifest.input_shapes.items()})
 
@@ -135,19 +137,20 @@ class OrtEngine(Closeable):
 def open_session(
     model: Path, threads: int, provider: str = "cpu", frugal: bool = False
 ) -> onnxruntime.InferenceSession:
-    """A plain session of ONNX Runtime on a provider.
+    """Open a plain session of ONNX Runtime on a provider.
 
-    frugal: hold little memory. Nodes run in the order of the file (ONNX Runtime's own order leaves
-    those of which only an output is wanted to the end, with all that they take), and what a run
-    took is given back.
+    frugal: use little memory. Nodes then run in the order of the file, and memory is freed after a
+    run. (In ONNX Runtime's default order, nodes whose results are only outputs of the graph run
+    last, so that their inputs stay in memory until then.)
+
     Raises EngineError if the file cannot be read, BackendError if the provider cannot be used.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    # Threads that spin for work take the processor from the fit that follows, and from others.
+    # Threads that spin while they wait would slow down the fit that follows, and other processes.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = (
-        3  # errors are raised as exceptions; warnings would be printed to stderr
+        3  # errors, which are also raised as exceptions; not warnings, which would go to stderr
     )
     if frugal:
         options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
@@ -164,7 +167,7 @@ def open_session(
     except Exception as error:  # onnxruntime's exceptions share no base class
         reader = f"onnxruntime {onnxruntime.__version__}"
         raise EngineError(reader_fault(model, reader, error)) from error
-    # ONNX Runtime drops a provider that cannot start, without an error.
+    # ONNX Runtime drops a provider that cannot start without raising an error.
     started = session.get_providers()
     if started[:1] != requested[:1]:
         raise BackendError(
@@ -181,13 +184,14 @@ def open_session(
 
 
 def _load_gpu_libraries() -> None:
-    """Load CUDA and cuDNN where pip put them (onnxruntime-gpu[cuda,cudnn]).
+    """Load CUDA and cuDNN from where pip installs them (onnxruntime-gpu[cuda,cudnn]).
 
-    The loader does not look there by itself. What is missing is told when the provider starts.
+    The dynamic loader does not look there by itself. Libraries that are missing are reported later,
+    when the provider starts.
     """
     preload = getattr(onnxruntime, "preload_dlls", None)  # since 1.21
     if preload is not None:
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints the libraries it does not find
             preload()
 
 
@@ -246,7 +250,7 @@ def _check_signature(
 def _fit(
     in_file: Mapping[str, tuple[int | None, ...]], asked: Mapping[str, tuple[int, ...]]
 ) -> bool:
-    """Whether the shapes of a file, in which sizes may be open, allow those of the manifest."""
+    """Return whether a file's shapes, in which sizes can be open, agree with the manifest's."""
     return set(in_file) == set(asked) and all(
         len(shape) == len(asked[name])
         and all(size in (None, want) for size, want in zip(shape, asked[name], strict=True))

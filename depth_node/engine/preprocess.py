@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Image to input tensor and output to image, as a model's manifest describes.
+"""Conversion of images to input tensors and of outputs to image size, as the manifest describes.
 
-No other module resizes images for networks or outputs of networks; upsampling.py is how depth is
-enlarged.
+No other module resizes images for networks or outputs of networks; upsampling.py enlarges depth
+maps for this one.
 """
 
 from __future__ import annotations
@@ -37,14 +37,19 @@ class InputSpec:
     """Input of a network: a (1, 3, height, width) tensor and how it is made from an image.
 
     A tensor value is ``(pixel * scale - mean) / std`` with 8-bit pixels; mean and std are in the
-    order of the tensor's channels. ``resize``: "stretch" (the aspect ratio changes), "letterbox"
-    (the whole image in the middle, the rest of the tensor is 0), "corner" (the same in the upper
-    left corner), "crop" (the middle of the image; the cut-off pixels get no output) or
-    "longest_side" (the makers' rule of Depth Anything 3: the longest side becomes that of the
-    tensor, then each side the nearest multiple of ``multiple``; in the upper left corner where
-    the tensor is of another shape, the rest is 0). ``interpolation`` is that of shrinking;
-    enlarging takes "linear" instead of "area", and "cubic" with "area_cubic". Raises ValueError
-    for values that cannot be used.
+    order of the tensor's channels.
+
+    ``resize``: "stretch" (the aspect ratio changes), "letterbox" (the whole image in the middle of
+    the tensor, 0 around it), "corner" (the whole image in the upper left corner, 0 elsewhere),
+    "crop" (the middle of the image; the cut-off pixels get no output) or "longest_side" (the
+    authors' rule of Depth Anything 3: the longest side is scaled to the longest side of the tensor,
+    then each side is rounded to the nearest multiple of ``multiple``; if the tensor has another
+    shape, the image is in its upper left corner and the rest is 0).
+
+    ``interpolation`` is the one for shrinking, where "area_cubic" means "area". For enlarging,
+    "area" becomes "linear" and "area_cubic" becomes "cubic"; the others stay the same.
+
+    Raises ValueError for values that cannot be used.
     """
 
     height: int
@@ -113,9 +118,9 @@ def _number(value: object, name: str) -> float:
 
 
 def to_tensor(image: npt.NDArray[np.uint8], spec: InputSpec) -> npt.NDArray[Any]:
-    """(H, W, 3) uint8 RGB image -> contiguous (1, 3, height, width) tensor of spec.dtype.
+    """Convert an (H, W, 3) uint8 RGB image to a contiguous (1, 3, height, width) tensor.
 
-    Raises ValueError if the array is not such an image.
+    The tensor is of type spec.dtype. Raises ValueError if the array is not such an image.
     """
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(
@@ -128,7 +133,7 @@ def to_tensor(image: npt.NDArray[np.uint8], spec: InputSpec) -> npt.NDArray[Any]
     top, left, rows, cols = image_box(height, width, spec)
     image = image[top : top + rows, left : left + cols]
     top, left, rows, cols = tensor_box(height, width, spec)
-    if spec.resize == "longest_side":  # in two steps, as its makers do
+    if spec.resize == "longest_side":  # in two steps, as the code of Depth Anything 3 does
         first = _scaled(height, width, max(rows, cols))
         image = _resize(image, *first, spec.interpolation)
     small = _resize(image, rows, cols, spec.interpolation)
@@ -144,20 +149,21 @@ def to_tensor(image: npt.NDArray[np.uint8], spec: InputSpec) -> npt.NDArray[Any]
 
 
 def channel_gains(spec: InputSpec) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """(3,) gain and (3,) offset: a value of a tensor channel is pixel * gain + offset."""
+    """Return the (3,) gains and (3,) offsets: tensor value = pixel * gain + offset per channel."""
     std = np.array(spec.std)
     return (spec.scale / std).astype(np.float32), (-np.array(spec.mean) / std).astype(np.float32)
 
 
 def image_box(height: int, width: int, spec: InputSpec) -> tuple[int, int, int, int]:
-    """(top, left, rows, cols) of the part of the image that the tensor shows."""
+    """Return (top, left, rows, cols) of the part of the image that the tensor shows, pixels."""
     return _crop_box(height, width, spec) if spec.resize == "crop" else (0, 0, height, width)
 
 
 def longest_side_size(height: int, width: int, longest: int, multiple: int) -> tuple[int, int]:
-    """(rows, cols), multiples of ``multiple``, of an image whose longest side becomes ``longest``.
+    """Return the (rows, cols) of an image after its longest side is scaled to ``longest`` pixels.
 
-    The rule of Depth Anything 3: each side is rounded to the nearest multiple, halves upwards.
+    Both are multiples of ``multiple``: as in Depth Anything 3 each side is rounded to the nearest
+    multiple, halves upwards.
     """
     rows, cols = (
         max(1, math.floor(side / multiple + 0.5)) * multiple
@@ -167,9 +173,9 @@ def longest_side_size(height: int, width: int, longest: int, multiple: int) -> t
 
 
 def input_focal_px(spec: InputSpec, height: int, width: int, fx: float, fy: float) -> float:
-    """Focal length of the network's own input, px: mean of both axes after resizing.
+    """Return the focal length of the network's own input, px: mean of both axes after resizing.
 
-    height, width, fx, fy: of the image, px.
+    height, width, fx, fy: size and focal lengths of the image, px.
     """
     _, _, image_rows, image_cols = image_box(height, width, spec)
     _, _, rows, cols = tensor_box(height, width, spec)
@@ -177,7 +183,11 @@ def input_focal_px(spec: InputSpec, height: int, width: int, fx: float, fy: floa
 
 
 def interpolation_of(name: str, source: tuple[int, int], target: tuple[int, int]) -> str:
-    """Interpolation from one (height, width) to another: "area" becomes "linear" for enlarging."""
+    """Return the interpolation to use from one (height, width) to another.
+
+    If a side grows, "area" becomes "linear" and "area_cubic" becomes "cubic"; otherwise
+    "area_cubic" becomes "area". All others stay as they are.
+    """
     enlarged = target[0] > source[0] or target[1] > source[1]
     if name == AREA_CUBIC:
         return "cubic" if enlarged else "area"
@@ -193,13 +203,17 @@ def to_image(
     nearest: bool = False,
     image: npt.NDArray[np.uint8] | None = None,
 ) -> npt.NDArray[Any]:
-    """(h, w) network output -> (height, width) of the image that to_tensor was given.
+    """Resize an (h, w) network output to the (height, width) of the image given to to_tensor.
 
-    The output may be smaller or larger than the tensor; it covers the same view. Floating values
-    become float32, linearly interpolated, NaN at pixels that a crop cut off. With `image`, the
-    (height, width, 3) uint8 RGB image itself, a map of depth keeps its edges (upsampling.py).
-    With ``nearest`` (label maps) values and type stay as they are, and pixels that a crop cut off
-    are 0. Raises ValueError if the output is not one map.
+    The output may be smaller or larger than the tensor; it covers the same view. Values become
+    float32 and are interpolated linearly; pixels that a crop cut off are NaN. With `image`, the
+    (height, width, 3) uint8 RGB image itself, a depth map keeps its edges (upsampling.py).
+
+    With ``nearest`` (label maps) every pixel gets the nearest value of the output, and pixels that
+    a crop cut off are 0. The type stays, except that a resized map of bool, uint32, int64 or uint64
+    becomes int32, because OpenCV cannot resize these types.
+
+    Raises ValueError if the output is not one map.
     """
     if output.ndim != 2:
         raise ValueError(f"network output has shape {output.shape}: give one (h, w) map")
@@ -229,9 +243,9 @@ def resize_map(
     *,
     image: npt.NDArray[np.uint8] | None = None,
 ) -> npt.NDArray[Any]:
-    """(h, w) map of the same view -> (height, width) float32, linearly interpolated.
+    """Resize an (h, w) map to (height, width) float32 of the same view, by linear interpolation.
 
-    With `image`, (height, width, 3) uint8 RGB, a map of depth keeps its edges.
+    With `image`, the (height, width, 3) uint8 RGB image, a depth map keeps its edges.
     """
     values = np.ascontiguousarray(values, dtype=np.float32)
     if image is None:
@@ -240,12 +254,12 @@ def resize_map(
 
 
 def resize_image(image: npt.NDArray[np.uint8], height: int, width: int) -> npt.NDArray[np.uint8]:
-    """(H, W, 3) image at another size; shrinking averages over areas."""
+    """Resize an (H, W, 3) image: shrinking averages over areas, enlarging is linear."""
     return _resize(image, height, width, "area")
 
 
 def tensor_box(height: int, width: int, spec: InputSpec) -> tuple[int, int, int, int]:
-    """(top, left, rows, cols) of the part of the tensor that shows the image."""
+    """Return (top, left, rows, cols) of the part of the tensor that shows the image."""
     if spec.resize == "longest_side":
         longest = max(spec.height, spec.width)
         rows, cols = longest_side_size(height, width, longest, spec.multiple)
@@ -262,7 +276,7 @@ def tensor_box(height: int, width: int, spec: InputSpec) -> tuple[int, int, int,
 
 
 def _crop_box(height: int, width: int, spec: InputSpec) -> tuple[int, int, int, int]:
-    """(top, left, rows, cols) of the part of the image that fills the tensor."""
+    """Return (top, left, rows, cols) of the middle part of the image that fills the tensor."""
     scale = max(spec.height / height, spec.width / width)
     rows = min(height, max(1, math.floor(spec.height / scale + 0.5)))
     cols = min(width, max(1, math.floor(spec.width / scale + 0.5)))
@@ -272,14 +286,14 @@ def _crop_box(height: int, width: int, spec: InputSpec) -> tuple[int, int, int, 
 def _resize_depth(
     values: npt.NDArray[np.float32], image: npt.NDArray[np.uint8]
 ) -> npt.NDArray[np.float32]:
-    """Depth (h, w) at the image's size: edges are kept in enlarging, shrinking is linear."""
+    """Resize depth (h, w) to the image's size; enlarging keeps edges, shrinking is linear."""
     if values.shape == image.shape[:2]:
         return values
     return enlarged(np.ascontiguousarray(values), image)
 
 
 def _scaled(height: int, width: int, longest: int) -> tuple[int, int]:
-    """(rows, cols) of an image whose longest side becomes ``longest``."""
+    """Return the (rows, cols) of an image after its longest side is scaled to ``longest``."""
     scale = longest / max(height, width)
     return max(1, round(height * scale)), max(1, round(width * scale))
 
@@ -287,7 +301,7 @@ def _scaled(height: int, width: int, longest: int) -> tuple[int, int]:
 def _resize(
     array: npt.NDArray[Any], height: int, width: int, interpolation: str
 ) -> npt.NDArray[Any]:
-    """cv2.resize, whose pixel centres are at integers + 0.5; "area" only for shrinking."""
+    """Resize by cv2.resize, which has pixel centres at integers + 0.5 (see interpolation_of)."""
     if array.shape[:2] == (height, width):
         return array
     size = (array.shape[0], array.shape[1])
@@ -298,6 +312,6 @@ def _resize(
         np.uint32,
         np.uint64,
         np.bool_,
-    ):  # types that cv2 does not support
+    ):  # cv2.resize does not support these types
         source = source.astype(np.int32)
     return cv2.resize(source, (width, height), interpolation=_CV2_INTERPOLATIONS[interpolation])

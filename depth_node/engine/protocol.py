@@ -24,9 +24,10 @@ _Self = TypeVar("_Self")
 
 @contextlib.contextmanager
 def warn_if_slow(doing: str) -> Iterator[None]:
-    """Log what is being done if it takes long: a network may hold a loop that never ends.
+    """Log a warning if the block runs longer than 20 s: a network may contain an endless loop.
 
-    Nobody can end a run inside a library but by ending the process, so the warning names it.
+    doing: what the block does, as the warning says it. A run inside a library can be ended only by
+    ending the process, so the warning gives the process id.
     """
 
     def warn() -> None:
@@ -42,11 +43,11 @@ def warn_if_slow(doing: str) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
-        timer.join()  # it wakes at once; no thread is left behind
+        timer.join()  # cancel() wakes the thread; after join() no thread is left
 
 
 class Closeable:
-    """Base class of what is closed at the end of a `with` statement."""
+    """Base class of objects that a `with` statement closes at its end."""
 
     def close(self) -> None:
         """Free all resources. May be called twice."""
@@ -77,21 +78,21 @@ class Engine(Protocol):
 
     @property
     def details(self) -> dict[str, Any]:
-        """Facts for an operator: versions, providers in use, threads, results of the self-check."""
+        """Information for the operator: versions, providers, threads, self-check results."""
 
     def run(self, tensor: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Run the network: (1, 3, height, width) tensor -> the output ``manifest.output_name``.
+        """Run the network on a (1, 3, height, width) tensor; return ``manifest.output_name``.
 
-        The tensor has the manifest's shape and type. The output, usually (1, h, w), is a copy that
-        the next run does not change. Raises EngineError if the tensor does not fit or the run
-        fails.
+        The tensor must have the shape and type that the manifest gives. The output, usually
+        (1, h, w), is a copy that later runs do not change. Raises EngineError if the tensor has
+        another shape or type, or if the run fails.
         """
 
     def run_named(self, tensors: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-        """Run the network with several inputs or outputs, by name.
+        """Run a network that has several inputs or outputs; both are given by name.
 
-        Takes every tensor of ``manifest.input_shapes``, such as (n, 2), and returns every output of
-        ``manifest.output_names`` as a copy. Raises EngineError as run() does.
+        ``tensors`` must hold every input of ``manifest.input_shapes``, such as (n, 2). Returns a
+        copy of every output of ``manifest.output_names``. Raises EngineError as run() does.
         """
 
     def close(self) -> None:
@@ -112,18 +113,18 @@ class ImageEngine(Engine, Protocol):
     """An engine that also converts the image to the input tensor, on its own device."""
 
     def run_image(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
-        """(H, W, 3) uint8 RGB -> the output of run() for preprocess.to_tensor of this image."""
+        """Convert an (H, W, 3) uint8 RGB image as preprocess.to_tensor does, and return run()."""
 
     def run_image_named(self, image: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[Any]]:
-        """(H, W, 3) uint8 RGB -> the outputs of run_named() for the tensor of this image."""
+        """Convert an (H, W, 3) uint8 RGB image likewise, and return the outputs of run_named()."""
 
 
 Progress = Callable[[str, int, int], None]
-"""Callback of an engine build: name of the phase, steps done, steps in all."""
+"""Callback of an engine build; arguments: name of the phase, steps done, total number of steps."""
 
 
 def check_tensor(tensor: npt.NDArray[Any], manifest: Manifest) -> None:
-    """Check a (1, 3, height, width) tensor. Raises EngineError if shape or type do not fit."""
+    """Raise EngineError if a tensor has not the manifest's (1, 3, height, width) shape and type."""
     if tensor.shape != manifest.input.shape or tensor.dtype != np.dtype(manifest.input.dtype):
         raise EngineError(
             f"tensor of shape {tensor.shape} and type {tensor.dtype} for model {manifest.name}:"
@@ -133,9 +134,9 @@ def check_tensor(tensor: npt.NDArray[Any], manifest: Manifest) -> None:
 
 
 def check_tensors(tensors: Mapping[str, npt.NDArray[Any]], manifest: Manifest) -> None:
-    """Check tensors by name against ``manifest.input_shapes``, such as {"points": (n, 2)}.
+    """Compare named tensors with ``manifest.input_shapes``, such as {"points": (n, 2)}.
 
-    Raises EngineError if names, shapes or types do not fit.
+    Raises EngineError if a name, shape or type differs.
     """
     shapes = manifest.input_shapes
     if set(tensors) != set(shapes):

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The shipped network that refines method `field`, run by ONNX Runtime on the CPU.
+"""The shipped network that refines the maps of method `field`; ONNX Runtime runs it on the CPU.
 
-Its maps are of any size, so that it has no manifest with one; its file is part of the package.
+It takes maps of any size and so has no manifest, which would fix one; its file is in the package.
 """
 
 from __future__ import annotations
@@ -24,17 +24,20 @@ _log = logging.getLogger("depth_node.engine")
 
 
 class FieldRefiner:
-    """A depth_node.fitting.field.refine.Refiner. Safe for several threads."""
+    """Implementation of depth_node.fitting.field.refine.Refiner. Safe for several threads."""
 
     def __init__(self, model: Path = MODEL, threads: int = 1) -> None:
-        """Raises EngineError if the file cannot be read."""
+        """Load the network to run on `threads` threads. Raises EngineError for unreadable files."""
         from depth_node.engine import ort
 
         self._model = model
         self._session = ort.open_session(model, threads)
 
     def __call__(self, maps: Map) -> Map:
-        """(CHANNELS, h, w) -> (4, h, w) added to log depth. Raises EngineError if it cannot run."""
+        """Compute from maps (CHANNELS, h, w) the (4, h, w) change that is added to log depth.
+
+        Raises EngineError if the network cannot run.
+        """
         try:
             change: Map = self._session.run([OUTPUT], {INPUT: maps[None]})[0][0]
         except Exception as error:  # onnxruntime's exceptions share no base class
@@ -47,9 +50,9 @@ class FieldRefiner:
 
 
 def refiner_for(config: FitConfig) -> FieldRefiner | None:
-    """The shipped network, once for the process, where the settings ask for it and it can run.
+    """Return the shipped network, or None if the settings do not ask for it or it cannot run.
 
-    Raises EngineError if its file is damaged.
+    It is loaded once per process. Raises EngineError if its file is damaged.
     """
     if config.method != "field" or config.field.refine == "off":
         return None
@@ -57,13 +60,13 @@ def refiner_for(config: FitConfig) -> FieldRefiner | None:
 
 
 def is_whole() -> bool:
-    """Whether the shipped file is the one that this version came with."""
+    """Return whether the network's file is the one that this version was shipped with."""
     return MODEL.is_file() and hashlib.sha256(MODEL.read_bytes()).hexdigest() == SHA256
 
 
 @functools.cache
 def shipped_refiner() -> FieldRefiner | None:
-    """The shipped network; None, and a line in the log, where ONNX Runtime is not installed.
+    """Return the shipped network; None, with a warning in the log, without ONNX Runtime.
 
     Raises EngineError if its file is damaged.
     """

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The self-check: compare an engine with ONNX Runtime on the CPU before it is used.
+"""The self-check: comparison of an engine with ONNX Runtime on the CPU before it is used.
 
-An engine can give wrong outputs without an error: TensorRT 10.3 does for transformers that predict
-depth, FP16 overflows in attention and normalisation. So every engine but the reference itself runs
-a test pattern once when it is opened. The reference's outputs are stored on disk.
+An engine can give wrong outputs without an error: TensorRT 10.3 does so for transformers that
+predict depth, and FP16 overflows in attention and normalisation. So every engine except the
+reference itself runs a test pattern when it is opened, and its outputs are compared with the
+reference's, which are stored on disk.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class Limits:
 
     @classmethod
     def of(cls, manifest: Manifest) -> Limits:
-        """The limits of a model. Raises EngineError for keys or values that cannot be used."""
+        """Return the limits of a model. Raises EngineError for unusable keys or values."""
         # Mask scores cross zero, so their relative error is larger for equally good masks.
         defaults = cls() if manifest.meaning in DEPTH_MEANINGS else cls(relative_error=0.02)
         known = [item.name for item in dataclasses.fields(cls)]
@@ -69,10 +70,11 @@ class Limits:
 
 @dataclass(frozen=True)
 class OutputDifference:
-    """Difference between outputs and the reference: the worst of several outputs or images.
+    """Difference between outputs and the reference; for several outputs or images the worst.
 
-    finite: fraction of finite values where the reference is finite. correlation: of the values.
-    relative_error: mean relative difference (see :func:`output_difference`).
+    finite: fraction of the values that are finite, where the reference is finite. correlation:
+    correlation coefficient of the values. relative_error: mean relative difference (see
+    :func:`output_difference`).
     """
 
     finite: float
@@ -86,7 +88,7 @@ class OutputDifference:
         )
 
     def worse(self, other: OutputDifference) -> OutputDifference:
-        """The worse of two differences, figure by figure."""
+        """Return the worse of two differences, each figure by itself."""
         return OutputDifference(
             min(self.finite, other.finite),
             min(self.correlation, other.correlation),
@@ -110,13 +112,13 @@ class OutputDifference:
 def output_difference(
     output: npt.NDArray[Any], reference: npt.NDArray[Any], meaning: str = ""
 ) -> OutputDifference:
-    """Compare an output with the reference's, two arrays of one shape such as (1, h, w).
+    """Compare an output with the reference's; both are arrays of one shape, such as (1, h, w).
 
-    Outputs whose meaning leaves scale and shift open are first aligned by both (least squares).
-    Errors of depth and disparity are relative to the reference, which is floored at a fraction of
-    its median (INVERSE_FLOOR_RATIO); errors of logarithms are absolute; all others are relative to
-    the mean magnitude. Values at which the reference is not finite do not count. Raises EngineError
-    if the shapes differ.
+    Outputs whose meaning leaves scale and shift open are first aligned to the reference by scale
+    and shift (least squares). Errors of depth and disparity are relative to the magnitude of the
+    reference, of which small values are raised to a fraction of the median (INVERSE_FLOOR_RATIO);
+    errors of logarithms are absolute; all others are relative to the mean magnitude. Values at
+    which the reference is not finite are ignored. Raises EngineError if the shapes differ.
     """
     if output.shape != reference.shape:
         raise EngineError(
@@ -152,10 +154,11 @@ def output_difference(
 def role_difference(
     manifest: Manifest, name: str, output: npt.NDArray[Any], reference: npt.NDArray[Any]
 ) -> OutputDifference:
-    """Compare one output of a model, such as (1, h, w), by what it is.
+    """Compare one output of a model, such as (1, h, w), in the way that its role needs.
 
-    An output with a level is only asked on which side of it a pixel lies: its relative error is the
-    fraction of the pixels where the sides differ. Raises EngineError as output_difference does.
+    The node only compares an output that has a level (such as a sky mask) with this level. So the
+    relative error of such an output is the fraction of its pixels that lie on different sides of
+    the level in output and reference. Raises EngineError as output_difference does.
     """
     role = next((role for role, of in manifest.roles.items() if of == name), "")
     level = manifest.level(role) if role else None
@@ -168,9 +171,10 @@ def role_difference(
 
 
 def reference_inputs(manifest: Manifest) -> tuple[npt.NDArray[np.uint8], Tensors]:
-    """The reference image, (H, W, 3) uint8 RGB, and the input tensors made from it.
+    """Return the reference image, (H, W, 3) uint8 RGB, and the input tensors made from it.
 
-    A model without an image input (a prompt decoder) gets random numbers from a fixed seed.
+    A model without an image input (a prompt decoder) gets random numbers from a fixed seed and a
+    black image.
     """
     height, width = manifest.input.height, manifest.input.width
     if manifest.sparse is not None:
@@ -189,14 +193,14 @@ def reference_inputs(manifest: Manifest) -> tuple[npt.NDArray[np.uint8], Tensors
 
 @functools.lru_cache(maxsize=4)
 def _test_pattern(height: int, width: int) -> npt.NDArray[np.uint8]:
-    """(H, W, 3) uint8 RGB: a tiled corridor in perspective, the same every time.
+    """Return an (H, W, 3) uint8 RGB image of a tiled corridor in perspective, always the same.
 
-    It has depth, edges, shading and fine texture, so that every layer of a network is exercised
-    without a renderer at run time.
+    It has depth, edges, shading and fine texture, so it exercises every layer of a network, and
+    needs no renderer at run time.
     """
     rows, cols = np.mgrid[0:height, 0:width]
     x, y = (cols - 0.45 * width) / height, (rows - 0.4 * height) / height
-    # The ray (x, y, 1) meets the nearest of a floor, a ceiling, two walls and the far end.
+    # The ray (x, y, 1) ends at the nearest of the floor, the ceiling, two walls and the far end.
     with np.errstate(divide="ignore"):
         surfaces = np.stack([0.5 / y, -0.6 / y, 0.8 / x, -0.7 / x, np.full_like(x, 6.0)])
     surfaces[surfaces <= 0] = np.inf
@@ -214,7 +218,7 @@ def _test_pattern(height: int, width: int) -> npt.NDArray[np.uint8]:
 
 @dataclass(frozen=True)
 class Reference:
-    """The reference: an image (H, W, 3), its input tensors, and the outputs by name."""
+    """An image (H, W, 3), its input tensors, and the outputs of the reference by name."""
 
     image: npt.NDArray[np.uint8]
     inputs: Tensors
@@ -222,7 +226,10 @@ class Reference:
 
     @classmethod
     def of(cls, model: Path, manifest: Manifest, folder: Path | None = None) -> Reference:
-        """Run ONNX Runtime on the CPU, or read its stored outputs from `folder`."""
+        """Return the stored outputs from `folder`; without them run ONNX Runtime on the CPU.
+
+        New outputs are stored in `folder`. Raises EngineError if the model cannot be run.
+        """
         image, inputs = reference_inputs(manifest)
         path = None
         if folder is not None:
@@ -242,9 +249,9 @@ class Reference:
         return cls(image, inputs, outputs)
 
     def compare(self, engine: Engine) -> OutputDifference:
-        """Run an engine on the input tensors. Raises EngineError if it cannot run."""
+        """Run an engine on the input tensors and compare. Raises EngineError if it cannot run."""
         manifest = engine.manifest
-        # A copy in another precision may take another type and have other tensor names.
+        # A copy in another precision can need another type and have other tensor names.
         dtype = np.dtype("float32" if manifest.inputs else manifest.input.dtype)
         tensors = [tensor.astype(dtype, copy=False) for tensor in self.inputs.values()]
         outputs = engine.run_named(dict(zip(manifest.input_shapes, tensors, strict=True)))
@@ -254,7 +261,10 @@ class Reference:
         return worst
 
     def compare_image(self, engine: ImageEngine) -> OutputDifference:
-        """Run an engine that resizes images itself on the image. Raises EngineError as above."""
+        """Run an engine that resizes images itself on the image and compare.
+
+        Raises EngineError if it cannot run.
+        """
         manifest, outputs = engine.manifest, engine.run_image_named(self.image)
         worst = OutputDifference(1.0, 1.0, 0.0)
         for name, reference in zip(manifest.output_names, self.outputs.values(), strict=True):
@@ -265,8 +275,9 @@ class Reference:
 def check(engine: Engine, reference: Reference, limits: Limits) -> None:
     """Compare an engine with the reference and store the figures in its details.
 
-    Raises EngineError if they are beyond the limits. An engine that resizes images itself may be
-    off by one grey level at some pixels, so the limits of that path are four times as wide.
+    Raises EngineError if they are beyond the limits. The resizing of an engine that resizes images
+    itself may differ by one grey level at some pixels, so the limits of correlation and relative
+    error are four times as wide for images.
     """
     difference = reference.compare(engine)
     engine.details["check"] = str(difference)
@@ -291,18 +302,18 @@ def _read(path: Path, manifest: Manifest) -> Tensors | None:
             outputs = {name: stored[name] for name in stored.files}
         with contextlib.suppress(OSError):
             os.utime(path)  # the cache deletes the least recently used file first
-    except Exception:  # damaged in whatever way: computed again
+    except Exception:  # missing or damaged in any way: the reference is run again
         return None
     names = manifest.output_names
     return {name: outputs[name] for name in names} if set(outputs) == set(names) else None
 
 
 def _write(path: Path, outputs: Tensors) -> None:
-    """Store the outputs for the next start; if that fails, the next start takes longer."""
+    """Store the outputs for the next start. A failure is ignored: the next start takes longer."""
     try:
         make_private(path.parent)
         content = io.BytesIO()
-        savez: Any = np.savez  # NumPy 1.26 takes no allow_pickle, which its stubs of 2.x name
+        savez: Any = np.savez  # the stubs of NumPy 2 name allow_pickle, which NumPy 1.26 lacks
         savez(content, **outputs)
         write_private(path, content.getvalue())
     except OSError:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One network in memory for several users, such as the cameras of a robot, who take turns."""
+"""Sharing of one network in memory by several users, such as the cameras of a robot."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from depth_node.engine.options import EngineConfig, ModelConfig
 from depth_node.engine.protocol import Closeable, Engine, ImageEngine
 
 Opener: TypeAlias = Callable[[ModelConfig, EngineConfig], Engine]
-"""Opens the engine that the settings describe. Raises EngineError."""
+"""Function that opens the engine that the settings describe. Raises EngineError."""
 
 
 class _Turns:
-    """A lock that is given in the order of asking, so that no busy user keeps out another."""
+    """A fair lock: users get it in the order in which they asked, so no user starves another."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -43,7 +43,7 @@ class _Turns:
 
 @dataclass
 class _Network:
-    """What one file and one choice of settings have in memory, and how many use it."""
+    """The engine of one combination of settings, its number of users, and its lock."""
 
     users: int = 0
     engine: Engine | None = None
@@ -53,10 +53,10 @@ class _Network:
 class SharedEngines:
     """Opens every network once, however many users ask for it with the same settings.
 
-    Each user gets an engine of its own to run and to close; runs of different users take turns in
-    the order of asking. The last user to close frees the network, and the file is read again after
-    that. A network that cannot be opened is an error for every user that asks, and tried anew each
-    time. Safe for several threads.
+    Each user gets an Engine object of its own to run and to close. Runs of different users are
+    serialised in the order in which they were requested. When the last user closes its object the
+    network is freed; a later open() reads the file again. If a network cannot be opened, every
+    open() tries again and raises the error. Safe for several threads.
     """
 
     def __init__(self, opener: Opener) -> None:
@@ -65,13 +65,13 @@ class SharedEngines:
         self._networks: dict[tuple[ModelConfig, EngineConfig], _Network] = {}
 
     def open(self, config: ModelConfig, engine_config: EngineConfig) -> Engine:
-        """An Opener: the engine of these settings for one more user. Raises EngineError."""
+        """Return the engine of these settings for one more user (an Opener). Raises EngineError."""
         key = (config, engine_config)
         with self._lock:
             network = self._networks.setdefault(key, _Network())
             network.users += 1
         try:
-            with network.turns.turn():  # of those who ask together the first opens, others wait
+            with network.turns.turn():  # the first of simultaneous users opens, the others wait
                 if network.engine is None:
                     network.engine = self._opener(config, engine_config)
                 engine = network.engine
@@ -92,7 +92,7 @@ class SharedEngines:
 
 
 class _SharedEngine(Closeable):
-    """See Engine: one user's share of an engine."""
+    """See Engine: one user's handle of a shared engine."""
 
     def __init__(self, engine: Engine, turns: _Turns, leave: Callable[[], None]) -> None:
         self.manifest: Manifest = engine.manifest
@@ -113,8 +113,8 @@ class _SharedEngine(Closeable):
             return self._open_engine().run_named(tensors)
 
     def close(self) -> None:
-        """See Engine.close: what other users have stays open."""
-        with self._turns.turn():  # not under a run of its own
+        """See Engine.close; the handles of other users stay open."""
+        with self._turns.turn():  # after a run of this handle in another thread
             engine, self._engine = self._engine, None
         if engine is not None:
             self._leave()
@@ -140,5 +140,5 @@ class _SharedImageEngine(_SharedEngine):
 
     def _image_engine(self) -> ImageEngine:
         engine = self._open_engine()
-        assert isinstance(engine, ImageEngine)  # by which its user got this class
+        assert isinstance(engine, ImageEngine)  # SharedEngines.open chose this class by it
         return engine

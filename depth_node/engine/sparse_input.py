@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measured points as the input tensors of a completion network, as its manifest describes them."""
+"""Conversion of measured points to the input tensors of a completion network."""
 
 from __future__ import annotations
 
@@ -22,17 +22,19 @@ def sparse_tensors(
     depth: npt.NDArray[np.floating],
     image_size: tuple[int, int],
 ) -> Tensors:
-    """(N,) pixels of an image (H, W) = image_size with a depth in m -> the sparse inputs by name.
+    """Return the sparse inputs by name for (N,) pixels of an (H, W) image and their depths in m.
 
-    The points must lie within the image and their depths above 0. Of several in one pixel of the
-    tensor the nearest counts, which hides what is behind it.
+    image_size: (H, W). The points must lie within the image, and their depths must be above 0. Of
+    several points in one pixel of the tensor the nearest one is used, because it hides the others.
+    Raises EngineError if the model takes no points.
     """
     spec, sparse = manifest.input, _sparse(manifest)
     shape = manifest.inputs[sparse.depth]
     top, left, box_rows, box_cols = tensor_box(*image_size, spec)
     row = ((rows + 0.5) / image_size[0] * box_rows + top) / spec.height * shape[2]
     col = ((cols + 0.5) / image_size[1] * box_cols + left) / spec.width * shape[3]
-    order = np.argsort(-np.asarray(depth, np.float64), kind="stable")  # the nearest is written last
+    # From far to near: NumPy keeps the last value written to a pixel, which is the nearest one.
+    order = np.argsort(-np.asarray(depth, np.float64), kind="stable")
     at = (
         np.clip(row[order].astype(np.int64), 0, shape[2] - 1),
         np.clip(col[order].astype(np.int64), 0, shape[3] - 1),
@@ -48,7 +50,7 @@ def sparse_tensors(
 
 
 def in_unit(depth: npt.NDArray[np.float64], unit: str) -> npt.NDArray[np.float64]:
-    """(N,) depths in m, above 0, in a unit of manifest.UNITS."""
+    """Convert (N,) depths in m, above 0, to a unit of manifest.UNITS."""
     if unit == "1/m":
         return 1 / depth
     if unit == "log m":
@@ -57,9 +59,10 @@ def in_unit(depth: npt.NDArray[np.float64], unit: str) -> npt.NDArray[np.float64
 
 
 def pattern_tensors(manifest: Manifest, image: npt.NDArray[np.uint8], seed: int) -> Tensors:
-    """All inputs of a completion network for an image (H, W, 3) with made-up points.
+    """Return all inputs of a completion network for an image (H, W, 3) and synthetic points.
 
-    For comparisons between engines: the points are seeded, and no scene.
+    For comparisons between engines: the points are random numbers of a seed and do not belong to
+    the scene of the image.
     """
     rng = np.random.default_rng(seed)
     height, width = image.shape[:2]

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TensorRT 10 and 11, both through a strongly typed network made from a typed ONNX file.
+"""Back end for TensorRT 10 and 11: strongly typed networks made from typed ONNX files.
 
 The types in the ONNX file decide the precision (``depth_tools models convert``), because TensorRT
-11 has no other way. Built engines are stored by their identity (cache.py). USED lists all that this
-file uses of TensorRT; tests compare it with this file and with the real bindings of several
-versions.
+11 has no other way to set it. Built engines are stored by their identity (cache.py). USED lists
+everything that this file uses of TensorRT; tests compare it with this file and with the real
+bindings of several versions.
 
-An engine is built in a process of its own, which runs this file: a fault inside the library ends
-that process and not the node, and a build can be ended at any time.
+An engine is built in a child process, which runs this file as its main module: a crash inside the
+library ends that process and not the node, and a build can be ended at any time.
 """
 
 from __future__ import annotations
@@ -78,12 +78,12 @@ USED: dict[str, tuple[str, ...]] = {
 MAJORS = (10, 11)
 
 _LOG_INTERVAL_S = 10.0
-_LARGE_PART = 0.1  # of the GPU's memory: a decoder that takes more is told of
+_LARGE_PART = 0.1  # fraction of the GPU's memory; a decoder that needs more gets a warning
 _log = logging.getLogger("depth_node.engine")
 
 
 def missing() -> str:
-    """The reason why TensorRT cannot be used here, with the cure; "" if it can."""
+    """Return the reason why TensorRT cannot be used here, with the cure; "" if it can."""
     return _wrong_version(trt.__version__) or cuda.missing()
 
 
@@ -96,7 +96,7 @@ def _wrong_version(version: str) -> str:
 
 
 def known_trouble(version: str, manifest: Manifest) -> str:
-    """A known fault of this TensorRT version with this model; "" if none is known."""
+    """Describe a known fault of this TensorRT version with this model; "" if none is known."""
     if (
         version.split(".")[:2] == ["10", "3"]
         and manifest.patch_size
@@ -110,10 +110,10 @@ def known_trouble(version: str, manifest: Manifest) -> str:
 
 
 def open_tensorrt(request: OpenRequest) -> TrtEngine:
-    """Open the engine of a model; build it if the cache has none.
+    """Open the engine of a model; build it if the cache does not have it.
 
-    Raises EngineError if TensorRT or the GPU cannot be used, the engine may not or cannot be built,
-    or it contradicts the manifest.
+    Raises EngineError if TensorRT or the GPU cannot be used, if the engine is missing and must not
+    or cannot be built, or if it contradicts the manifest.
     """
     version = trt.__version__
     reason = _wrong_version(version)
@@ -137,7 +137,7 @@ def open_tensorrt(request: OpenRequest) -> TrtEngine:
         try:
             engine = TrtEngine(cached.plan, request.manifest, gpu)
         except PlanError:
-            # The file is intact, but this TensorRT refuses it: only a new build helps.
+            # The file is intact, but this TensorRT cannot load it, so it must be built again.
             request.cache.discard(identity)
             if cached.built:
                 raise
@@ -160,7 +160,7 @@ def open_tensorrt(request: OpenRequest) -> TrtEngine:
 
 
 def _cached_engine(request: OpenRequest, identity: Identity, gpu: cuda.Gpu) -> CachedEngine:
-    """Take the engine from the cache, or build it into the cache."""
+    """Return the engine from the cache; if it is missing, build it and store it there."""
     config = request.config
     command = depth_tools(f"models build {config.path}")
     for option, value, default in (
@@ -186,7 +186,7 @@ def _cached_engine(request: OpenRequest, identity: Identity, gpu: cuda.Gpu) -> C
 
 
 class _Logger(trt.ILogger):
-    """Stores TensorRT's last errors, because its calls return only that they failed."""
+    """Logger that stores TensorRT's last errors: its calls return only that they failed."""
 
     def __init__(self) -> None:
         trt.ILogger.__init__(self)
@@ -199,34 +199,35 @@ class _Logger(trt.ILogger):
         elif int(severity) == 2:  # WARNING
             _log.info("TensorRT warns: %s", one_line(msg, 2000))
         else:
-            _log.debug("TensorRT: %s", msg)  # whole: a dump of all layers is one message
+            _log.debug("TensorRT: %s", msg)  # not shortened: a dump of all layers is one message
 
     def error_text(self) -> str:
-        """The last errors as part of a sentence."""
+        """Return the last errors as part of a sentence."""
         text = "; ".join(self.errors) or "TensorRT gives no reason"
         return text if len(text) <= 400 else text[:400] + "…"
 
     def is_out_of_memory(self) -> bool:
-        """Whether the last errors say that memory ran out."""
+        """Return whether the last errors say that memory ran out."""
         text = " ".join(self.errors).lower().replace(" ", "")
         return "outofmemory" in text or "out_of_memory" in text or "cudamalloc" in text
 
     def needs_workspace(self) -> bool:
-        """Whether the last errors ask for a larger workspace."""
+        """Return whether the last errors mention the workspace, which was then too small."""
         return "workspace" in " ".join(self.errors).lower()
 
 
 @functools.cache
 def _logger() -> _Logger:
-    """The logger of this process: TensorRT uses the first one that it gets until the end."""
+    """Return the one logger of this process: TensorRT keeps using the first one that it gets."""
     return _Logger()
 
 
 class _Monitor(trt.IProgressMonitor):
-    """Passes a build's progress on, and ends the build where `stop` says so or that fails.
+    """Progress monitor that forwards a build's progress and can end the build.
 
-    Nothing may be raised through TensorRT, which swallows it: a signal is noted by its handler and
-    asked for here, an exception is kept in `stopped`.
+    The build ends when `stop` returns true or the progress callback raises. TensorRT swallows
+    exceptions, so none may pass through it: signal handlers only record a signal, which `stop`
+    reports, and an exception of the callback is kept in `stopped`.
     """
 
     def __init__(self, progress: Progress | None, stop: Callable[[], bool] = lambda: False) -> None:
@@ -264,9 +265,9 @@ def build_plan(
 ) -> bytes:
     """Build the serialised engine of an ONNX file for this GPU, which takes minutes.
 
-    SIGINT and SIGTERM end the build within seconds if this is the main thread. Raises EngineError
-    if TensorRT cannot read or build the file, memory runs out or the library ends its process, and
-    whatever the progress callback raises.
+    In the main thread SIGINT and SIGTERM end the build within seconds. Raises EngineError if
+    TensorRT cannot read or build the file, if memory runs out or if the child process ends early,
+    and every exception of the progress callback.
     """
     fault = fault_of(model)
     if fault:
@@ -299,7 +300,7 @@ def build_plan(
 
 
 class _LogProgress:
-    """Logs a build's progress every _LOG_INTERVAL_S seconds."""
+    """Progress callback that logs at most once every _LOG_INTERVAL_S seconds."""
 
     def __init__(self) -> None:
         self._last_s = time.monotonic()
@@ -315,9 +316,10 @@ def build_here(
     progress: Progress | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> bytes:
-    """Build in this process. Raises BuildError, and whatever the progress callback raises.
+    """Build an engine in this process. Raises BuildError and every exception of `progress`.
 
-    given: model (a path), shapes of the inputs by name, workspace_mb.
+    given: "model" (path of the file), "shapes" of the inputs by name, and "workspace_mb". stop:
+    returns whether the build should end.
     """
     logger = _logger()
     logger.errors.clear()
@@ -348,7 +350,9 @@ def build_here(
     if plan is None:
         kind = "build"
         if given["workspace_mb"] and (logger.needs_workspace() or logger.is_out_of_memory()):
-            kind = "workspace"  # the limit is told as a lack of memory, whatever the GPU has
+            # TensorRT reports a workspace that is too small as a lack of memory, however much
+            # memory the GPU has.
+            kind = "workspace"
         elif logger.is_out_of_memory():
             kind = "memory"
         raise BuildError(kind, logger.error_text())
@@ -358,7 +362,7 @@ def build_here(
 def _fix_shapes(
     builder: Any, network: Any, config: Any, shapes: Mapping[str, Sequence[int]]
 ) -> None:
-    """Set sizes that the file leaves open to those of the manifest."""
+    """Set input sizes that the file leaves open to those of the manifest (`shapes`)."""
     profile = None
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
@@ -376,14 +380,14 @@ def _fix_shapes(
 
 
 class PlanError(EngineError):
-    """This TensorRT refuses a serialised engine."""
+    """This TensorRT cannot load a serialised engine."""
 
 
 class TrtEngine(Closeable):
-    """A network on TensorRT: fixed buffers, one stream, a CUDA graph where one can be captured.
+    """A network on TensorRT: fixed buffers, one stream, and a CUDA graph if one can be captured.
 
-    close() also closes the Gpu. Raises EngineError if the engine cannot be made; the caller then
-    closes the Gpu.
+    close() also closes the Gpu. The constructor raises EngineError if the engine cannot be made;
+    the caller must then close the Gpu.
     """
 
     backend = "tensorrt"
@@ -483,7 +487,7 @@ class TrtEngine(Closeable):
         return pinned.astype(np.float32 if pinned.dtype == np.float16 else pinned.dtype)
 
     def _enqueue(self) -> None:
-        """Put the run of the network and the download of its outputs into the stream."""
+        """Enqueue the run of the network and the download of its outputs in the stream."""
         self._logger.errors.clear()
         if not self._context.execute_async_v3(self._gpu.stream):
             raise EngineError(
@@ -531,7 +535,7 @@ class TrtEngine(Closeable):
             _log.warning("%s", self.details["warning"])
 
     def _smaller_batch(self) -> str:
-        """The advice for a prompt decoder that takes too much memory."""
+        """Return the advice for a prompt decoder that needs too much memory."""
         points = next(iter(self.manifest.inputs.values()))[0]
         return (
             f"export it for fewer than {points} points at once (`python -m training segmentation"
@@ -539,7 +543,7 @@ class TrtEngine(Closeable):
         )
 
     def _bind(self) -> None:
-        """Compare names, shapes and types with the manifest, and allocate all buffers."""
+        """Compare names, shapes and types with the manifest, and allocate and bind all buffers."""
         manifest, engine, context = self.manifest, self._engine, self._context
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         inputs = [n for n in names if engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT]
@@ -599,7 +603,7 @@ class TrtEngine(Closeable):
         return pinned, self._gpu.allocate(pinned.nbytes, purpose)
 
     def _warm_up(self) -> None:
-        """Run once, which allocates memory, then capture a run as a graph."""
+        """Run once, because the first run allocates memory; then capture a run as a CUDA graph."""
         for pinned, address in self._inputs.values():
             pinned[...] = 0
             self._gpu.upload(address, pinned)
@@ -610,7 +614,7 @@ class TrtEngine(Closeable):
             self._launch()
             self._gpu.wait()
             self.details["cuda graph"] = "yes"
-        except EngineError as error:  # slower, with the same outputs
+        except EngineError as error:  # without a graph runs are slower, their outputs the same
             self._launch = self._enqueue
             self.details["cuda graph"] = f"no: {error}"
 
@@ -629,7 +633,7 @@ class TrtEngine(Closeable):
             _log.warning("images are resized on the CPU: %s", error)
 
     def _release(self) -> None:
-        """Release TensorRT's objects; the Gpu owns the buffers."""
+        """Release TensorRT's objects, not the buffers: the Gpu owns them."""
         if self._open and not self._gpu.closed:
             try:
                 self._gpu.wait()

@@ -1,20 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A depth map at the image's size with its edges kept: what preprocess enlarges depth with.
+"""Edge-preserving enlargement of depth maps to the image's size; preprocess.py uses it.
 
 Bilinear interpolation turns an edge between two cells into a ramp of a cell's width, on which every
-pixel is wrong. Here a pixel stays within the four cells about it, as there, but where they hold an
-edge it is drawn to one side:
+pixel is wrong. Here, as there, the value of a pixel lies between those of the four cells around it,
+but where these contain an edge the value is moved towards one side of the edge:
 
-- where the map is crisp (the step to the next cell is most of the edge), by raising the contrast
-  of the interpolated value between the lowest and the highest of the four;
-- where the edge is spread over several cells, by the map minus its blur (unsharp masking), clamped
-  to the four: no overshoot, and an even slope stays as it is;
-- by the image: the four cells' values weighted by how much their colours resemble the pixel's.
+- where the edge is crisp (the step to the next cell is most of the edge), the contrast of the
+  interpolated value between the lowest and the highest of the four cells is raised;
+- where the edge is spread over several cells, the map minus its blur is added (unsharp masking) and
+  the result is clamped to the range of the four cells: there is no overshoot, and an even slope
+  stays as it is;
+- the image contributes the mean of the four cells, weighted by the similarity of their colours to
+  the pixel's.
 
-The answer is a convex mix of four cells and keeps the network's own space: a scale, a shift or the
-opposite sign of the map gives the same of the answer. Edges that are low beside the map's range, or
-much wider than a cell, are not touched: what looks so is as often noise, and a network that gives
-only such edges puts them elsewhere than they are (docs/studies/upsampling.md).
+The result is a convex combination of four cells and stays in the network's own space: scaling,
+shifting or negating the map does the same to the result. Edges that are low compared with the map's
+range, or much wider than a cell, stay bilinear: what looks like one is as often noise, and a
+network that gives only such edges places them wrongly (docs/studies/upsampling.md).
 """
 
 from __future__ import annotations
@@ -32,33 +34,35 @@ from depth_node.fitting.robust import quantile
 
 Map = npt.NDArray[np.float32]
 
-MIN_FACTOR = 1.25  # a smaller enlargement is bilinear
+MIN_FACTOR = 1.25  # smaller enlargements are bilinear
 
-# Which edges are sharpened: from none to all between the two, of the step within four cells
-EDGE_OF_RANGE = (0.02, 0.06)  # over the map's 2 to 98 % range
-EDGE_OF_SURROUNDINGS = (0.2, 0.4)  # over the range of the 8 x 8 cells about them
-# What is a crisp edge: over the range of the 4 x 4 cells about them
+# Edges that are sharpened. The step is the range of the four cells around a pixel; sharpening grows
+# from none at the first ratio to full strength at the second.
+EDGE_OF_RANGE = (0.02, 0.06)  # step / the map's range (2nd to 98th percentile)
+EDGE_OF_SURROUNDINGS = (0.2, 0.4)  # step / range of the 8 x 8 cells around the pixel
+# An edge is crisp (from not at all to fully) by step / range of the 4 x 4 cells around the pixel.
 CRISP = (0.6, 0.9)
 
-CONTRAST = 4.0  # of a crisp edge
-CORNER = 4.0  # times map minus blur, over the step, at which that contrast is reached
-UNSHARP = 3.0  # times map minus blur
-UNSHARP_SIGMA = 1.0  # cells
-BORDER = 3  # cells at the map's border that stay bilinear: the blur knows nothing beyond it
-COLOUR = 1.0  # of the colours' opinion against the interpolated value
-COLOUR_STEP = 20.0  # of 255: colours that far apart count half
+CONTRAST = 4.0  # contrast of a crisp edge; 1: bilinear
+CORNER = 4.0  # the full contrast is reached where CORNER * |map - blur| is the step
+UNSHARP = 3.0  # gain of (map - blur)
+UNSHARP_SIGMA = 1.0  # standard deviation of the blur, cells
+BORDER = 3  # cells at the map's border that stay bilinear, because the blur lacks data there
+COLOUR = 1.0  # weight of the correction by colours
+COLOUR_STEP = 20.0  # grey levels; a cell whose colour differs by this gets a quarter of the weight
 
 
-# Rows are taken in strips whose arrays stay small: fresh large ones cost more than the arithmetic.
+# The map is processed in strips of few rows, because allocating large arrays costs more than the
+# arithmetic.
 STRIP_CELLS = 20_000
-MARGIN = 5  # rows about a strip that are looked at
+MARGIN = 5  # rows around a strip that its filters read
 
 
 class Cells(NamedTuple):
-    """A strip (n, w) of the map (h, w) and what lies about each of its cells; float32.
+    """A strip (n, w) of the map (h, w) with local statistics of each cell; all float32.
 
-    step, middle: range of the four cells to the lower right, and its middle. near, far: range of
-    the 4 x 4 and of the 8 x 8 cells about them. unsharp: the map minus its blur.
+    step, middle: range and mid-range of the 2 x 2 cells to the lower right, the cell included.
+    near, far: range of the 4 x 4 and of the 8 x 8 cells around these. unsharp: map minus blur.
     """
 
     values: Map
@@ -70,10 +74,10 @@ class Cells(NamedTuple):
 
 
 def enlarged(values: Map, image: npt.NDArray[np.uint8]) -> Map:
-    """(h, w) depth map of any meaning -> (H, W) of the (H, W, 3) uint8 image of the same view.
+    """Enlarge an (h, w) depth map of any meaning to the (H, W) of its (H, W, 3) uint8 image.
 
-    Bilinear where there is no edge, in maps with values that are not finite, and where the image
-    is not larger by MIN_FACTOR on both axes.
+    The result is bilinear where there is no edge, in maps with values that are not finite, and if
+    the image is not larger by MIN_FACTOR on both axes.
     """
     (height, width), (rows, cols) = values.shape, image.shape[:2]
     out = np.asarray(cv2.resize(values, (cols, rows), interpolation=cv2.INTER_LINEAR), np.float32)
@@ -118,7 +122,7 @@ def _cells(values: Map) -> Cells:
 
 @functools.cache
 def sharpener() -> Callable[..., None]:
-    """The loop as machine code where numba is installed, else as NumPy array code."""
+    """Return the sharpening function: machine code if numba is installed, else NumPy array code."""
     numba, _ = find_numba()
     if numba is None:
         return sharpen_numpy
@@ -126,7 +130,7 @@ def sharpener() -> Callable[..., None]:
     plane = types.float32[:, ::1]
     cells = tuple_of(types, Cells, *(plane,) * 6)
     rows = types.UniTuple(types.int64, 4)
-    # Images of a bag cannot be written to.
+    # Images that are read from a bag are read-only arrays.
     image = types.Array(types.uint8, 3, "C", readonly=True)
     signature = types.void(cells, image, rows, types.float64, plane)
     return compiled(_sharpen, signature, fastmath=True, error_model="numpy")
@@ -139,10 +143,10 @@ def _sharpen(
     map_range: float,
     out: Map,
 ) -> None:
-    """Sharpen the bilinear map `out` (H, W) at the edges of the cells, in place.
+    """Sharpen the bilinear map `out` (H, W) in place, where the cells contain an edge.
 
-    image: (H, W, 3) RGB. strip: first row of `cells`, first and last (excluded) row to work on, and
-    number of rows of the map. map_range: of the map's values.
+    image: (H, W, 3) RGB. strip: row of the map at which `cells` begins, first and last (excluded)
+    row of the map to process, and number of rows of the map. map_range: range of the map's values.
     """
     values, unsharp = cells.values, cells.unsharp
     begin, first, last, height = strip
@@ -174,7 +178,8 @@ def _sharpen(
                 row, col = i + k // 2, j + k % 2
                 value[k], rest[k] = values[row, col], unsharp[row, col]
                 corner = max(corner, abs(rest[k]))
-                # The mean of the two by two pixels about the cell's middle, or of fewer.
+                # Mean colour of the 2 x 2 pixels around the cell's centre; fewer distinct ones
+                # where it coincides with a pixel centre.
                 y, x = (row + begin + 0.5) * cell_height - 0.5, (col + 0.5) * cell_width - 0.5
                 y0, y1, x0, x1 = int(y), int(np.ceil(y)), int(x), int(np.ceil(x))
                 for channel in range(3):
@@ -214,7 +219,7 @@ def sharpen_numpy(
     map_range: float,
     out: Map,
 ) -> None:
-    """As :func:`_sharpen`: image (H, W, 3), out (H, W)."""
+    """Do the same as :func:`_sharpen` in array code: image (H, W, 3), out (H, W)."""
     begin, first, last, height = strip
     width = cells.values.shape[1]
     rows, cols = out.shape
