@@ -15,7 +15,7 @@ from training import recipes
 if TYPE_CHECKING:
     from rich.console import Console
 
-# Each a module with `arguments(parser)` and `command(args, console)`.
+# Name -> module with `arguments(parser)` and `command(args, console)`, and the help text.
 TOOLS: dict[str, tuple[str, str]] = {
     "export": ("training.export.depth", "export a checkpoint to ONNX with its manifest"),
     "evaluate": (
@@ -50,7 +50,7 @@ TOOLS: dict[str, tuple[str, str]] = {
 
 
 def parse_arguments(text: list[str] | None) -> argparse.Namespace:
-    """The command and its options, from `text` or from the process's own command line."""
+    """Parse the command and its options from `text`, or from sys.argv if it is None."""
     from depth_node.cli.console import CommandParser
 
     parser = CommandParser(
@@ -88,14 +88,14 @@ def parse_arguments(text: list[str] | None) -> argparse.Namespace:
     words = sys.argv[1:] if text is None else text
     for name, (module, description) in TOOLS.items():
         sub = commands.add_parser(name, help=description)
-        if words[:1] == [name]:  # the others need libraries of their own
+        if words[:1] == [name]:  # other tools may need libraries that are not installed
             tool = importlib.import_module(module)
             if name == "study":
                 tool.arguments(sub, words[1:])
             else:
                 tool.arguments(sub)
     args, rest = parser.parse_known_args(text)
-    # argparse takes the settings in one run only; here they may stand among the options.
+    # argparse accepts positional settings in one block only; here they may be between options.
     if rest and (not hasattr(args, "overrides") or any(word.startswith("-") for word in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
@@ -104,8 +104,8 @@ def parse_arguments(text: list[str] | None) -> argparse.Namespace:
 
 
 def main(text: list[str] | None = None) -> int:
-    """Run one command; 0 on success, 1 with a sentence on standard error."""
-    try:  # packages are imported where they are needed, so that a missing one can be named
+    """Run one command; return 0 on success, else 1 after a sentence on standard error."""
+    try:  # packages are imported where they are used, so that a missing one can be named here
         return _run(text)
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
@@ -155,7 +155,7 @@ def _train(args: argparse.Namespace, console: Console) -> int:
         print(config.dump(cfg), end="")
         return 0
     folder = args.run or Path("runs") / args.config.stem
-    with main_first():  # it may render images, fetch weights, make masks
+    with main_first():  # build may render images, download weights or make masks
         built = recipe.build(cfg, console)
     run(built, cfg.loop, folder, config.to_dict(cfg), console=console)
     return 0
@@ -178,7 +178,7 @@ def _render(args: argparse.Namespace) -> int:
     if args.dry_run:
         print(config.dump(cfg), end="")
         return 0
-    os.nice(5)  # training next to it comes first
+    os.nice(5)  # a training run on the same machine takes precedence
     pool = Pool(cfg.pool, write=True)
     target = args.count or cfg.pool.samples
     columns = (TextColumn("rendering"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images that a run logs of its batches: views above their maps, each row with its name."""
+"""Sheets of a batch for the log: views above their maps, a title above each row."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from torch import Tensor
 
 from depth_node.visualization import colours
 
-TITLE_PX = 14  # rows of a name, above what it names
+TITLE_PX = 14  # height of a row's title
 
 
 def sheet(
     images: Mapping[str, Tensor], maps: Mapping[str, Tensor], most: int = 4
 ) -> NDArray[np.uint8]:
-    """A column per image of a batch, at most `most`: its views, then its maps, by their names.
+    """Draw a column for each of the first `most` images of a batch: its views, then its maps.
 
-    images (N, 3, H, W) in 0..1 and maps (N, 1, H, W) of disparity, NaN unknown, all of one size;
-    each map in the colours of its own range, as scale and shift mean nothing.
+    images (N, 3, H, W) in 0..1 and maps (N, 1, H, W) of disparity, NaN unknown, all of one size.
+    Each map is coloured by its own range, because scale and shift have no meaning. Returns
+    (rows, columns, 3) uint8 RGB.
     """
     rows = {
         name: [_image(view) for view in views[:most].detach().float().cpu().numpy()]
@@ -29,7 +30,7 @@ def sheet(
     }
     for name, values in maps.items():
         shown = [-m[0] for m in values[:most].detach().float().cpu().numpy()]
-        # The drawing's relative maps are large where it is far.
+        # colours.relative_scale expects large = far; disparity is large = near, hence the sign.
         rows[name] = [colours.colour_map(m, colours.relative_scale(m)) for m in shown]
     parts = []
     for name, row in rows.items():

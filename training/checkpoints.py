@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints on disk: written whole or not at all, read without running code that they carry.
+"""Checkpoints on disk: written completely or not at all, read without running code in them.
 
     RUN/checkpoints/step_0000500/   about.json            format, recipe, step, settings
                                     averaged.safetensors  the whole network, averaged: for users
-                                    model.safetensors     what is learnt, and buffers: to go on from
+                                    model.safetensors     learnt weights and buffers, to resume from
                                     extra.safetensors     learnt beside the network (optional)
                                     state.pt              optimiser and counters
-    RUN/last, RUN/best              links to two of these folders; where the disk has no links (an
-                                    exFAT stick), files that hold their names
+    RUN/last, RUN/best              links to two of these folders; on a file system without links
+                                    (exFAT), files that contain the folders' paths
 
-A folder is written under another name, flushed to the disk and renamed, then the link is replaced:
-a crash or a full disk in between leaves the old checkpoint where it was.
+A folder is written under a temporary name, flushed to the disk and renamed, then the link is
+replaced: a crash or a full disk in between leaves the previous checkpoint intact.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from training.renamed_settings import upgraded
 FORMAT = 2
 PARTIAL = ".partial"
 LAST, BEST = "last", "best"
-LONGEST_NAME = 200  # bytes of a file that stands for a link
-# What state.pt holds.
+LONGEST_NAME = 200  # bytes; a larger file is not one that replaces a link
+# The entries of state.pt and their types.
 STATE: dict[str, type | tuple[type, ...]] = {
     "optimiser": dict,
     "scaler": dict,
@@ -48,7 +48,7 @@ STATE: dict[str, type | tuple[type, ...]] = {
 
 
 class TrainingError(RuntimeError):
-    """A run that cannot start or go on; the message says why and what to do."""
+    """A run that cannot start or continue; the message says why and what to do."""
 
 
 def write(
@@ -61,8 +61,9 @@ def write(
 ) -> Path:
     """Write one checkpoint of a run folder and point the links (`last`, `best`) to it.
 
-    tensors: file stem -> state dict. Raises TrainingError where the disk is full or not writable;
-    earlier checkpoints then remain intact.
+    about: entries of about.json beside format and step. tensors: file stem -> state dict. state:
+    the content of state.pt. A folder of this step that exists already is kept as it is. Raises
+    TrainingError if the disk is full or not writable; earlier checkpoints then remain intact.
     """
     folder = run / "checkpoints" / f"step_{step:07d}"
     partial = folder.with_name(folder.name + PARTIAL)
@@ -84,7 +85,10 @@ def write(
 
 
 def _point(run: Path, name: str, target: Path) -> None:
-    """Let RUN/name be a link to a folder, or a file with its name where the disk has no links."""
+    """Make RUN/name a link to a folder, or a file with its path if the disk has no links.
+
+    target: relative to the run folder.
+    """
     fresh = run / (name + PARTIAL)
     fresh.unlink(missing_ok=True)
     try:
@@ -95,13 +99,17 @@ def _point(run: Path, name: str, target: Path) -> None:
         fresh.unlink(missing_ok=True)
         fresh.write_text(f"{target.as_posix()}\n", encoding="utf-8")
         _flush(fresh)
-    if (run / name).is_dir() and not (run / name).is_symlink():  # a copy that followed the links
+    # A copy of a run that followed the links has a folder in the link's place.
+    if (run / name).is_dir() and not (run / name).is_symlink():
         shutil.rmtree(run / name)
     os.replace(fresh, run / name)
 
 
 def pointed(path: Path) -> Path:
-    """The folder that RUN/last or RUN/best stands for, be it a link or a file with a name."""
+    """Return the folder that RUN/last or RUN/best names if it is a file instead of a link.
+
+    Any other path, a link too, is returned unchanged.
+    """
     if path.is_file() and path.name in (LAST, BEST) and path.stat().st_size < LONGEST_NAME:
         try:
             target = path.parent / path.read_text(encoding="utf-8").strip()
@@ -113,7 +121,7 @@ def pointed(path: Path) -> Path:
 
 
 def is_run(path: Path) -> bool:
-    """Whether a folder is a run of ours or a checkpoint in one."""
+    """Return whether a path is a run of this loop or a checkpoint in one."""
     return any((pointed(p) / "about.json").is_file() for p in (path, path / LAST))
 
 
@@ -126,7 +134,7 @@ def _write_folder(
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for name, content in tensors.items():
-        # Own memory for every tensor: safetensors refuses weights that share it.
+        # clone() gives every tensor its own memory: safetensors refuses tensors that share it.
         plain = {key: value.detach().cpu().contiguous().clone() for key, value in content.items()}
         save_file(plain, str(folder / f"{name}.safetensors"))
     with (folder / "state.pt").open("wb") as file:
@@ -138,12 +146,15 @@ def _write_folder(
 
 
 def _flush(path: Path) -> None:
-    """Flush to the disk: a file renamed before its content is written is lost with the power."""
+    """Flush a file or folder to the disk.
+
+    If a file is renamed before its content is on the disk, a power failure leaves it empty.
+    """
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     except OSError as error:
-        # Some file systems have no flushing of folders; their content is flushed already.
+        # Some file systems cannot flush folders; the files in them are flushed already.
         if not path.is_dir() or error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
             raise
     finally:
@@ -151,7 +162,10 @@ def _flush(path: Path) -> None:
 
 
 def tidy(run: Path, keep_every: int = 0) -> None:
-    """Remove checkpoints that no link names, except every keep_every-th step (0: none)."""
+    """Remove checkpoints that neither `last` nor `best` names.
+
+    Those of steps divisible by keep_every stay too (0: none).
+    """
     named = {pointed(run / name).resolve() for name in (LAST, BEST)}
     for folder in (run / "checkpoints").glob("step_*"):
         number = folder.name.removeprefix("step_")
@@ -161,9 +175,9 @@ def tidy(run: Path, keep_every: int = 0) -> None:
 
 
 def find(path: Path) -> Path:
-    """The checkpoint folder of a checkpoint, a link to one, or a run folder.
+    """Return the checkpoint folder of a checkpoint, a link to one, or a run folder (its last one).
 
-    Raises TrainingError where there is none.
+    Raises TrainingError if there is none.
     """
     for folder in (pointed(path), pointed(path / LAST)):
         if (folder / "about.json").is_file():
@@ -177,17 +191,21 @@ def find(path: Path) -> Path:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """`recipe`, `step`, `settings` (nested) and `averaged` (the whole network) of a checkpoint.
+    """Return `recipe`, `step`, `settings` (nested) and `averaged` (the whole network).
 
     path: a checkpoint, a link to one, or a run folder (its last one). No pickled code is run.
-    Renamed settings stand under their new names. Raises TrainingError.
+    Renamed settings have their new names. Raises TrainingError if there is no checkpoint, or if it
+    is damaged or of another format.
     """
     content = about(path)
     return {**content, "averaged": weights(find(Path(path)) / "averaged.safetensors")}
 
 
 def about(path: Path) -> dict[str, Any]:
-    """`recipe`, `step` and `settings` of a checkpoint without its weights. Raises TrainingError."""
+    """Return `recipe`, `step` and `settings` of a checkpoint without its weights.
+
+    Raises TrainingError as `read` does.
+    """
     folder = find(Path(path))
     try:
         content = json.loads((folder / "about.json").read_text(encoding="utf-8"))
@@ -208,13 +226,13 @@ def about(path: Path) -> dict[str, Any]:
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """Optimiser and counters of a checkpoint folder: tensors and plain values only.
+    """Return optimiser and counters of a checkpoint folder: tensors and plain values only.
 
     Raises TrainingError for a damaged file.
     """
     try:
         state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises half a dozen kinds for a damaged file
+    except Exception as error:  # torch raises half a dozen types for a damaged file
         raise _unreadable(folder, error) from error
     wrong = [name for name, kind in STATE.items() if not isinstance(_get(state, name), kind)]
     if wrong or not all(isinstance(value, Tensor) for value in state["window"].values()):
@@ -227,10 +245,11 @@ def _get(state: object, name: str) -> object:
 
 
 def weights(path: Path, trust_pickle: bool = False) -> dict[str, Tensor]:
-    """Name -> tensor of a .safetensors file, or of a .pt/.pth file.
+    """Read the tensors of a .safetensors, .pt or .pth file, by name.
 
     A .pt file that holds more than tensors could run any code when it is opened: it is refused
-    unless trust_pickle. Raises TrainingError.
+    unless trust_pickle. Raises TrainingError for it, and for a file that is missing, damaged or
+    holds anything else.
     """
     path = Path(path)
     if not path.is_file():
@@ -250,7 +269,7 @@ def weights(path: Path, trust_pickle: bool = False) -> dict[str, Tensor]:
             ) from error
         raise _unreadable(path, error) from error
     if isinstance(content, Mapping):
-        for key in ("state_dict", "model"):  # how others wrap theirs
+        for key in ("state_dict", "model"):  # other projects nest the state dict in these
             content = content[key] if isinstance(content.get(key), Mapping) else content
     if not isinstance(content, Mapping) or not all(
         isinstance(value, Tensor) for value in content.values()
@@ -260,9 +279,9 @@ def weights(path: Path, trust_pickle: bool = False) -> dict[str, Tensor]:
 
 
 def starting_weights(path: str | Path, trust_pickle: bool = False) -> dict[str, Tensor]:
-    """Initial weights of a new run: the averaged weights of a run of ours, or a file of weights.
+    """Read initial weights for a new run: the averaged ones of a run, or a file of weights.
 
-    Raises TrainingError.
+    Raises TrainingError as `read` and `weights` do.
     """
     path = Path(path).expanduser()
     if path.is_dir():
@@ -274,7 +293,8 @@ def starting_weights(path: str | Path, trust_pickle: bool = False) -> dict[str, 
 def load(module: nn.Module, content: Mapping[str, Tensor], where: object) -> None:
     """Load weights into a network of the same architecture.
 
-    where: named in the message. Raises TrainingError for another architecture.
+    where: the source of the weights, for the message. Raises TrainingError for weights of another
+    architecture.
     """
     own = module.state_dict()
     missing = [name for name in own if name not in content]

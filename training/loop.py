@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The only training loop: optimiser, schedule, averaged weights, checkpoints, resume, log.
 
-A recipe (recipe.py) supplies the model, the batch of a step and the loss; the loop alone calls
-backward() and step(). The images of step k follow from the seed and k, and so do the random numbers
-drawn during it: a resumed run continues as if it had never stopped, and how a step's images are
-divided among processes and accumulated parts does not change what is learnt. accelerate supplies
+A recipe (recipe.py) supplies the model, the batch of a step and the loss; only this loop calls
+backward() and step(). The images of step k depend on the seed and k alone, however they are divided
+among processes and accumulated parts; the random numbers drawn in a part depend on the seed, k and
+the number of the part. So a resumed run continues as if it had never stopped. accelerate supplies
 devices, processes, precision and gradient scaling.
 """
 
@@ -48,8 +48,8 @@ from training.run_log import RunLog, environment
 
 __all__ = ["TrainingError", "main_first", "read", "run"]
 
-# Settings that may differ between a checkpoint and the run that resumes from it; a
-# recipe adds its own.
+# Settings that may differ between a checkpoint and the run that resumes from it. A recipe adds its
+# own (Recipe.free_to_change).
 FREE_TO_CHANGE = (
     "loop.steps",
     "loop.find_unused",
@@ -63,22 +63,28 @@ FREE_TO_CHANGE = (
 )
 
 GRADIENT_NORM = "gradient_norm"
-# What the loop itself writes into a row of the log, beside a recipe's terms.
+# Names that the loop itself writes into a row of the log, beside the terms of the recipe.
 OWN_ROWS = {"step", GRADIENT_NORM, "rate", "memory_mb", "gpu_memory_mb", "images_per_s"}
 
 
 def main_first() -> AbstractContextManager[None]:
-    """The main process of a machine goes first, the others wait: for what is made on disk once."""
+    """Let the main process of a machine run the block first while its others wait.
+
+    For work that writes files which all processes of the machine then read.
+    """
     return PartialState(cpu=_on_cpu()).local_main_process_first()
 
 
 def _on_cpu() -> bool:
-    """accelerate joins processes over CPUs only with cpu=True."""
+    """Return whether to train on CPUs; accelerate joins processes on CPUs only with cpu=True."""
     return not torch.accelerator.is_available()
 
 
 def learning_rate(cfg: LoopConfig, step: int) -> float:
-    """Linear warm-up, then the schedule down to final_rate times the peak."""
+    """Return the rate of a step: linear warm-up, then cfg.schedule from the peak rate.
+
+    cosine, poly and exponential end at final_rate times the peak; constant stays at the peak.
+    """
     if step < cfg.warmup:
         return cfg.learning_rate * (step + 1) / cfg.warmup
     done = min((step - cfg.warmup) / max(cfg.steps - cfg.warmup, 1), 1.0)
@@ -93,8 +99,10 @@ def learning_rate(cfg: LoopConfig, step: int) -> float:
 
 
 class _Loss(nn.Module):
-    """The loss as one forward call. It is what several processes wrap, so that a recipe gets its
-    own model and may call it any number of times.
+    """The loss as one forward call.
+
+    DistributedDataParallel wraps this module instead of the model, so that a recipe gets its own
+    model, unwrapped, and may call it any number of times in a step.
     """
 
     def __init__(
@@ -103,7 +111,7 @@ class _Loss(nn.Module):
         super().__init__()
         self.model = model
         self.extra = extra
-        self._hidden = (recipe, averaged)  # in a tuple: no submodules
+        self._hidden = (recipe, averaged)  # in a tuple, so that they do not become submodules
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         recipe, averaged = self._hidden
@@ -111,7 +119,10 @@ class _Loss(nn.Module):
 
 
 class _Average:
-    """The exponential moving average of the changing tensors of the model, in place."""
+    """The exponential moving average of the model's weights, updated in place.
+
+    Tensors that the copy shares with the model (its frozen parameters) are left out.
+    """
 
     def __init__(self, model: nn.Module, averaged: nn.Module) -> None:
         current = model.state_dict()
@@ -125,7 +136,7 @@ class _Average:
 
     @torch.no_grad()
     def update(self, keep: float) -> None:
-        """slow <- keep slow + (1 - keep) current; counters are copied."""
+        """Set slow <- keep slow + (1 - keep) current; integer tensors (counters) are copied."""
         if self._float:
             slow, now = zip(*self._float, strict=True)
             get_ema_multi_avg_fn(keep)(list(slow), list(now), None)
@@ -135,19 +146,19 @@ class _Average:
 
 @dataclass
 class State:
-    """Everything that a run carries from one step to the next."""
+    """Everything that a run carries over from one step to the next."""
 
     recipe: Recipe
     accelerator: Accelerator
     model: nn.Module
     averaged: nn.Module | None
     extra: nn.Module | None
-    loss: nn.Module  # _Loss, wrapped for several processes
-    optimiser: Any  # AcceleratedOptimizer: skips a step whose float16 gradient overflowed
+    loss: nn.Module  # _Loss; with several processes wrapped in DistributedDataParallel
+    optimiser: Any  # AcceleratedOptimizer, which skips a step whose float16 gradient overflowed
     average: _Average | None
     step: int = 0
-    # Sums since the last log line with how many values each holds (a term may be absent from a
-    # step), and the sum since the last checkpoint with its steps.
+    # The sum of each term since the last log line and how many values it holds (a term may be
+    # absent from a step); the sum of the loss since the last checkpoint and its number of steps.
     window: dict[str, Tensor] = field(default_factory=dict)
     window_counts: dict[str, int] = field(default_factory=dict)
     since: Tensor = field(default_factory=lambda: torch.zeros(()))
@@ -156,14 +167,16 @@ class State:
 
     @property
     def product(self) -> nn.Module:
-        """The network that is exported: with averaged weights, where there are such."""
+        """The network that is exported: the averaged one, or the model if loop.ema is 0."""
         return self.model if self.averaged is None else self.averaged
 
 
 def start(recipe: Recipe, cfg: LoopConfig) -> State:
-    """Fresh model, averaged copy and optimiser from the seed, on this process's device.
+    """Create model, averaged copy and optimiser from the seed, on this process's device.
 
-    Raises TrainingError without a seed, for a frozen model and for a batch that cannot be divided.
+    Raises TrainingError without a seed, for a model in which nothing requires a gradient, for a
+    batch that cannot be divided evenly, for fp16 on a CPU and for processes that were launched but
+    not joined.
     """
     if cfg.seed < 0:
         raise TrainingError(
@@ -199,7 +212,7 @@ def _accelerator(cfg: LoopConfig) -> Accelerator:
     precision = "no" if cfg.precision == "fp32" else cfg.precision
     shared = AcceleratorState._shared_state
     if shared and shared.get("_mixed_precision") != precision:
-        # accelerate knows one precision per process; an earlier run in this one had another.
+        # accelerate keeps one precision per process; an earlier run in it used another one.
         AcceleratorState._reset_state()
     accelerator = Accelerator(
         cpu=_on_cpu(),
@@ -214,7 +227,8 @@ def _accelerator(cfg: LoopConfig) -> Accelerator:
             f"{launched} processes were launched, but each would train alone: give each its own"
             " GPU, or start them on CPUs with torchrun and no GPU in sight."
         )
-    if accelerator.num_processes > 1:  # or a thread of gloo may outlive the interpreter and abort
+    if accelerator.num_processes > 1:
+        # Otherwise a thread of gloo may outlive the interpreter and abort the process.
         atexit.register(accelerator.state.destroy_process_group)
     parts = accelerator.num_processes * cfg.accumulate
     if cfg.batch % parts:
@@ -227,17 +241,23 @@ def _accelerator(cfg: LoopConfig) -> Accelerator:
 
 
 def _averaged_copy(model: nn.Module) -> nn.Module:
-    """A copy whose frozen parameters ARE the model's: only what is learnt takes memory twice."""
+    """Return a copy in eval mode that shares the model's frozen parameters.
+
+    Only parameters that are learnt (and buffers) then take memory twice.
+    """
     frozen: dict[int, Any] = {id(p): p for p in model.parameters() if not p.requires_grad}
     return copy.deepcopy(model, frozen).eval().requires_grad_(False)
 
 
 def _groups(loss: nn.Module, recipe: Recipe, cfg: LoopConfig) -> list[dict[str, Any]]:
-    """Parameters by their factor on the rate; vectors (biases, norms) without weight decay."""
+    """Return the optimiser's groups: parameters of the same rate factor and weight decay.
+
+    Vectors and scalars (biases, normalisation weights) have no weight decay.
+    """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in loss.named_parameters():
         if parameter.requires_grad:
-            factor = recipe.rate(name.partition(".")[2])  # without "model." or "extra."
+            factor = recipe.rate(name.partition(".")[2])  # removes the prefix "model." or "extra."
             decay = cfg.weight_decay if parameter.ndim > 1 else 0.0
             groups.setdefault((factor, decay), []).append(parameter)
     return [
@@ -247,10 +267,11 @@ def _groups(loss: nn.Module, recipe: Recipe, cfg: LoopConfig) -> list[dict[str, 
 
 
 def advance(state: State, cfg: LoopConfig, parts: list[Batch]) -> None:
-    """One optimiser step over this process's parts; its scalars are added to the windows.
+    """Make one optimiser step over this process's parts and add its scalars to the windows.
 
-    Raises FloatingPointError where the loss or the gradient is not finite: the weights are then as
-    they were before the step.
+    Raises FloatingPointError if the gradient is not finite; the weights are then as they were
+    before the step. Under float16 an overflow of the gradient alone skips the step instead, unless
+    the gradient scale has already fallen below 1.
     """
     accelerator, optimiser = state.accelerator, state.optimiser
     rate = learning_rate(cfg, state.step)
@@ -261,7 +282,8 @@ def advance(state: State, cfg: LoopConfig, parts: list[Batch]) -> None:
     sums: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
     for k, batch in enumerate(parts):
-        # What is drawn during a part (dropout, a choice of teacher) follows from the step as well.
+        # Random numbers drawn in a part (dropout, masks) must not depend on earlier steps, or a
+        # resumed run would draw others.
         number = accelerator.process_index * len(parts) + k
         torch.manual_seed(
             int(np.random.default_rng([cfg.seed, state.step, number]).integers(2**62))
@@ -279,7 +301,7 @@ def advance(state: State, cfg: LoopConfig, parts: list[Batch]) -> None:
     norm = accelerator.clip_grad_norm_(state.loss.parameters(), limit)
     if not torch.isfinite(norm):
         scaler = accelerator.scaler
-        # Under float16 a gradient may overflow now and then: the scaler skips that step.
+        # Under float16 an occasional overflow is normal: the scaler skips that step.
         if scaler is None or not torch.isfinite(sums["loss"]) or scaler.get_scale() < 1:
             optimiser.zero_grad()
             raise FloatingPointError
@@ -287,8 +309,8 @@ def advance(state: State, cfg: LoopConfig, parts: list[Batch]) -> None:
     optimiser.step()
     state.step += 1
     if state.average is not None:
-        # From random weights the average forgets faster at first, or it would remember them for a
-        # thousand steps.
+        # The average forgets faster in the first steps; otherwise it would keep the random initial
+        # weights for a thousand steps.
         early = (1 + state.step) / (10 + state.step) if cfg.ema_warmup else 1.0
         state.average.update(min(cfg.ema, early))
     for name, value in {**sums, GRADIENT_NORM: norm.detach()}.items():
@@ -301,7 +323,7 @@ def advance(state: State, cfg: LoopConfig, parts: list[Batch]) -> None:
 def save(
     state: State, cfg: LoopConfig, settings: dict[str, Any], run: Path, score: float | None = None
 ) -> Path:
-    """A checkpoint that `last` names, and `best` too where its score is the lowest so far."""
+    """Write a checkpoint, link `last` to it, and `best` too if its score is the lowest so far."""
     links = [LAST]
     if score is not None and score < state.best:
         state.best = score
@@ -330,11 +352,12 @@ def save(
 def restore(state: State, path: Path, settings: dict[str, Any]) -> None:
     """Restore a fresh state from a checkpoint.
 
-    Raises TrainingError where settings that shape the result, or the network, differ.
+    Raises TrainingError if the recipe, the network or a setting that shapes the result differs, and
+    for a checkpoint that cannot be read.
     """
     content = read(path)
     before, now = _flat(content["settings"]), _flat(settings)
-    # What an older revision had no setting for was as the setting's default has it.
+    # A setting that the revision of the checkpoint did not have yet counts as its default.
     cfg = getattr(state.recipe, "cfg", None)
     if cfg is not None:
         before = {**_flat(config.to_dict(type(cfg)())), **before}
@@ -370,7 +393,7 @@ def restore(state: State, path: Path, settings: dict[str, Any]) -> None:
         state.optimiser.load_state_dict(rest["optimiser"])
         if state.accelerator.scaler is not None:
             state.accelerator.scaler.load_state_dict(rest["scaler"])
-    except Exception as error:  # tables of another shape raise half a dozen kinds
+    except Exception as error:  # torch raises half a dozen types for a state that does not fit
         raise TrainingError(
             f"The checkpoint {folder} cannot be gone on from: its optimiser's state does not fit"
             f" ({type(error).__name__}: {error}); use an older one."
@@ -378,7 +401,7 @@ def restore(state: State, path: Path, settings: dict[str, Any]) -> None:
     device = state.accelerator.device
     state.window = {name: value.to(device) for name, value in rest["window"].items()}
     state.since = rest["since"].to(device)
-    steps = rest["window_steps"]  # in earlier revisions one number for all
+    steps = rest["window_steps"]  # earlier revisions stored one number for all terms
     state.window_counts = dict.fromkeys(state.window, steps) if isinstance(steps, int) else steps
     state.since_steps = rest["since_steps"]
     state.step, state.best = content["step"], rest["best"]
@@ -394,7 +417,7 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 class _Parts(Dataset[Any]):
-    """The parts of one process in order, from a step on; read by DataLoader's workers."""
+    """The parts of one process in order, from step `first` on, for DataLoader and its workers."""
 
     def __init__(self, recipe: Recipe, cfg: LoopConfig, first: int, process: BatchPart) -> None:
         self._recipe, self._cfg, self._first, self._process = recipe, cfg, first, process
@@ -412,19 +435,20 @@ class _Parts(Dataset[Any]):
             if get_worker_info() is not None and type(error).__module__.startswith(
                 ("training.", "depth_node.")
             ):
-                return error  # ours: one sentence, which DataLoader would bury under a traceback
+                # Raised in a worker, our one sentence would be buried under DataLoader's traceback.
+                return error
             raise
 
 
 def _alone(worker: int) -> None:
     cv2.setNumThreads(0)  # OpenCV's threads do not survive a fork, and a worker has one core
-    # Ctrl-C reaches the whole group of processes; when to stop is decided by the training one.
+    # Ctrl-C reaches the whole process group, but only the training process decides when to stop.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
 
 def batches(state: State, cfg: LoopConfig) -> Iterator[list[Batch]]:
-    """This process's parts of every step from state.step on, on its device."""
+    """Yield this process's parts of every step from state.step on, on its device."""
     accelerator = state.accelerator
     process = (accelerator.process_index, accelerator.num_processes)
     loader = DataLoader(
@@ -445,9 +469,10 @@ def batches(state: State, cfg: LoopConfig) -> Iterator[list[Batch]]:
 
 
 class _Interrupt:
-    """Ctrl-C or SIGTERM ends a run between two steps; the second one ends it at once.
+    """Makes the first Ctrl-C or SIGTERM end a run between two steps; the second ends it at once.
 
-    In the middle of a step the weights, their averages and the optimiser disagree.
+    A run that stopped in the middle of a step would leave weights, averages and optimiser of
+    different steps.
     """
 
     def __init__(self) -> None:
@@ -462,7 +487,7 @@ class _Interrupt:
         return self
 
     def agreed(self, accelerator: Accelerator) -> bool:
-        """Whether any process was interrupted: all must stop at the same step."""
+        """Return whether any process was interrupted, so that all stop at the same step."""
         if accelerator.num_processes == 1:
             return self.requested
         own = torch.tensor(float(self.requested), device=accelerator.device)
@@ -490,11 +515,12 @@ def run(
     stop: Callable[[int], bool] = lambda step: False,
     console: Console | None = None,
 ) -> State:
-    """Train to cfg.steps in a run folder, going on from its last checkpoint if there is one.
+    """Train to cfg.steps in a run folder, resuming from its last checkpoint if there is one.
 
-    settings: the resolved configuration, kept in the checkpoints. stop(step): True ends the run
-    early, with a checkpoint. Ctrl-C or SIGTERM end it too and raise TrainingError with the step;
-    so do a full disk, settings of another run and values that are not finite.
+    settings: the resolved configuration, stored in the checkpoints. stop(step): True ends the run
+    early, with a checkpoint. Ctrl-C or SIGTERM end it too, with a checkpoint, and raise
+    TrainingError with the step. Also raises TrainingError for a full or read-only disk, settings of
+    another run and a loss or gradient that is not finite.
     """
     torch.set_num_threads(cfg.threads)
     state = start(recipe, cfg)
@@ -574,7 +600,7 @@ def _run(
 
 
 def _describe(folder: Path, settings: dict[str, Any], processes: int) -> None:
-    """Write the settings of a run and the versions that it is trained with into its folder."""
+    """Write the settings of a run, its command and its software versions into its folder."""
     text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
     (folder / "config.yaml").write_text(text, encoding="utf-8")
     text = json.dumps({"processes": processes, **environment()}, indent=1)
@@ -582,7 +608,7 @@ def _describe(folder: Path, settings: dict[str, Any], processes: int) -> None:
 
 
 def _result(state: State, folder: Path) -> str:
-    """Where the result of a run is, and the command that comes next."""
+    """Return the sentences that say where the result of a run is and which command comes next."""
     text = f"The result is in {folder}/{LAST} (step {state.step})"
     best = checkpoints.pointed(folder / BEST)
     number = best.resolve().name.removeprefix("step_")
@@ -594,9 +620,12 @@ def _result(state: State, folder: Path) -> str:
 
 
 def _row(state: State, cfg: LoopConfig) -> dict[str, float]:
-    """The mean of each term over the steps, parts and processes that had it; empties the window."""
+    """Return a row of the log and empty the window.
+
+    The mean of each term is over the steps, parts and processes that had it.
+    """
     names = list(state.window)
-    if state.accelerator.num_processes > 1:  # a term may be absent from one of them
+    if state.accelerator.num_processes > 1:  # a term may be absent from this process only
         names = list(dict.fromkeys(gather_object(names)))
     zero = torch.zeros((), device=state.accelerator.device)
     sums = torch.stack([state.window.get(name, zero) for name in names])
@@ -622,7 +651,10 @@ def _batch_images(state: State, batch: Batch) -> dict[str, NDArray[np.uint8]]:
 def _checkpoint(
     state: State, cfg: LoopConfig, folder: Path, settings: dict[str, Any], log: RunLog
 ) -> None:
-    """Validate and save, on the main process; the others wait."""
+    """Validate and save on the main process while the others wait.
+
+    Without a "score" from the recipe the mean loss since the last checkpoint is the score.
+    """
     accelerator = state.accelerator
     score = None
     if state.since_steps:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a recipe is to the training loop: model, batches and loss, and how long and fast to learn.
+"""The interface between a recipe and the training loop, and the settings of the loop.
 
-The images of step k follow from the seed and k alone (`generators`), whoever makes them.
+The images of step k depend on the seed and k alone (`generators`), whichever process makes them.
 """
 
 from __future__ import annotations
@@ -84,72 +84,76 @@ class LoopConfig:
 
 
 class Recipe(ABC):
-    """The interface of a recipe to the loop. model, batch and loss are required."""
+    """The interface of a recipe to the loop; `model`, `batch` and `loss` are required."""
 
     name: str = ""
-    """As in the table of training/recipes; stored in checkpoints for the export."""
+    """Key in RECIPES of training/recipes; stored in checkpoints for the export."""
     free_to_change: tuple[str, ...] = ()
-    """Dotted settings of its own that may change between interruption and resumption"""
+    """Dotted names of its own settings that may differ between a checkpoint and a resumed run."""
 
     @abstractmethod
     def model(self) -> nn.Module:
-        """A fresh model, on the CPU; torch's generator is seeded before the call.
+        """Return a fresh model on the CPU; the loop seeds torch's generator before the call.
 
-        Only what requires a gradient is learnt and averaged.
+        Only parameters that require a gradient are learnt.
         """
 
     @abstractmethod
     def batch(self, step: int, part: BatchPart) -> Batch:
-        """One part of the images of a step, on the CPU: see `generators`.
+        """Return one part of the images of a step, on the CPU, drawn with `generators`.
 
-        A function of seed, step and part alone. It may run in another process (loop.workers):
-        networks that it needs belong into `loss`.
+        It must depend on seed, step and part alone. It may run in another process (loop.workers),
+        so networks are not called here but in `loss`.
         """
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: Batch, averaged: nn.Module | None) -> dict[str, Tensor]:
-        """Scalars of a part; the one called "loss" is minimised. Called under autocast.
+        """Return the scalars of a part by name; the one called "loss" is minimised.
 
-        batch is on the model's device. averaged: the copy with averaged weights (the teacher of
-        self-training), in eval mode and without gradients; None where loop.ema is 0.
+        Called under autocast, with batch on the model's device. averaged: the copy with averaged
+        weights (the teacher of self-training), in eval mode and without gradients; None if loop.ema
+        is 0.
         """
 
     def extra(self) -> nn.Module | None:
-        """A module learnt beside the model and not exported (a projection); part of checkpoints.
+        """Return a module that is learnt beside the model and not exported (a projection), or None.
 
-        Called once, after model(); the recipe holds on to it and uses it in `loss`.
+        It is part of the checkpoints. Called once, after model(); the recipe keeps it for `loss`.
         """
         return None
 
     def rate(self, name: str) -> float:
-        """Learning rate of a parameter, by its name in model or extra, over the loop's."""
+        """Return the factor on the loop's learning rate of a parameter of model or extra."""
         return 1.0
 
     def shown(self) -> dict[str, str]:
-        """Names of the log that the console shows beside loss and score -> what it calls them."""
+        """Return name in the log -> label, for numbers shown beside loss and score ("": hidden)."""
         return {}
 
     def next_step(self, run: Path) -> str:
-        """The command that uses the result of a run."""
+        """Return the command that uses the result of a run."""
         return f"python -m training export {run} --out {run.name}.onnx"
 
     def batch_images(
         self, model: nn.Module, batch: Batch, averaged: nn.Module | None
     ) -> dict[str, NDArray[np.uint8]]:
-        """Images (H, W, 3) uint8 RGB by name; model is in eval mode, no gradients are kept."""
+        """Return images (H, W, 3) uint8 RGB of a batch by name, for the log.
+
+        Called with the model in eval mode and without gradients.
+        """
         return {}
 
     def validate(self, model: nn.Module) -> dict[str, float]:
-        """Numbers about the weights that would be exported, at every checkpoint.
+        """Return numbers about the weights that would be exported, at every checkpoint.
 
-        The one called "score" (lower is better) decides what is best; without it the mean loss
-        since the last checkpoint does.
+        The one called "score" (lower is better) decides which checkpoint is best; without it the
+        mean loss since the last checkpoint does.
         """
         return {}
 
 
 def generators(cfg: LoopConfig, step: int, part: BatchPart) -> list[np.random.Generator]:
-    """A generator per image of this part of a step: of the seed, the step, and its number."""
+    """Return a generator for each image of a part, seeded by run seed, step and image number."""
     index, count = part
     each = cfg.batch // count
     return [np.random.default_rng([cfg.seed, step, index * each + k]) for k in range(each)]

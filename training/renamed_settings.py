@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Renamed settings: an old name is refused with the new one; old checkpoints still open."""
+"""Renamed settings: old names are refused with the new name; old checkpoints still open."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from depth_node import config
 
 T = TypeVar("T")
 
-# Old dotted name -> new one. No two recipes give one old name two meanings.
+# Old dotted name -> new one. No old name has different meanings in two recipes.
 RENAMED = {
     "loop.panels_every": "loop.images_every",
     "images.second_share": "images.second_probability",
@@ -31,9 +31,9 @@ UNKNOWN = re.compile(r"unknown setting '([\w.]+)'.*", re.DOTALL)
 
 
 def load(cls: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
-    """A validated instance of `cls` as depth_node.config.load makes it.
+    """Return a validated instance of `cls`, as depth_node.config.load does.
 
-    Raises ConfigError; for a renamed setting the sentence gives the new name.
+    Raises ConfigError as it does; for a renamed setting the sentence gives the new name.
     """
     try:
         return config.load(cls, path, overrides)
@@ -48,7 +48,7 @@ def load(cls: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
 
 
 def upgraded(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The nested settings of a checkpoint with renamed settings under their new names."""
+    """Return the nested settings of a checkpoint with renamed settings under their new names."""
     tree: dict[str, Any] = copy.deepcopy(dict(settings))
     for old, new in RENAMED.items():
         *parents, last = old.split(".")

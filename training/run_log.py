@@ -31,7 +31,7 @@ PACKAGES = ("torch", "numpy", "accelerate", "transformers", "peft", "diffusers",
 
 
 def environment() -> dict[str, Any]:
-    """Revision, command and versions of a run: enough to repeat it."""
+    """Return git revision, command, machine and package versions, to repeat a run with."""
     versions = {}
     for name in PACKAGES:
         try:
@@ -64,10 +64,11 @@ def _git(*arguments: str) -> str | None:
 
 
 class RunLog:
-    """The log of one run; continues after step `first` and removes later rows.
+    """The log of one run; it continues after step `first`, and rows of later steps are removed.
 
-    shown: what the console shows, by its name in the log; beside the loss stand its terms, all but
-    `hidden`. A process that is not the main one (quiet) writes nothing.
+    shown: name in the log -> label on the console ("": not shown). Terms that are neither in
+    `shown` nor in `hidden` follow the loss in brackets. quiet: write nothing, for processes other
+    than the main one.
     """
 
     def __init__(
@@ -83,7 +84,7 @@ class RunLog:
     ) -> None:
         self.folder = folder
         self.hidden = hidden
-        # Always the loss and the score.
+        # The loss and the score are always shown.
         self.shown = {"loss": "loss", **(shown or {})}
         self.shown.setdefault("score", "score (lower is better)")
         self.console = console
@@ -130,7 +131,7 @@ class RunLog:
             self._board.close()
 
     def row(self, step: int, values: Mapping[str, float]) -> None:
-        """One line of numbers."""
+        """Write a row of numbers to log.jsonl, TensorBoard and the console."""
         if self.quiet:
             return
         shown = {name: float(f"{value:.6g}") for name, value in values.items()}
@@ -161,7 +162,7 @@ class RunLog:
     def images(self, step: int, images: Mapping[str, NDArray[np.uint8]]) -> None:
         """Write images (H, W, 3) uint8 RGB by name to images/ and to TensorBoard.
 
-        Raises OSError where one cannot be written.
+        Raises OSError if one cannot be written.
         """
         if self.quiet:
             return
@@ -174,7 +175,7 @@ class RunLog:
                 self._board.add_image(name, image, step, dataformats="HWC")
 
     def at(self, step: int) -> None:
-        """Move the bar."""
+        """Move the progress bar to a step."""
         self._bar.update(self._task, completed=step)
 
 
@@ -183,7 +184,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def _step(line: str) -> float:
-    """The step of a log line; infinite for one that a crash cut."""
+    """Return the step of a log line; infinity for a line that a crash left incomplete."""
     try:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
