@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A module per recipe: it supplies model, batches and loss of a step, as training/recipe.py has it;
-loop.py does the rest.
+"""Recipes, one module each: model, batches and loss (training/recipe.py); loop.py does the rest.
 
 Each module has `Config`, a frozen dataclass with a section `loop` (LoopConfig), and
 `build(cfg, console)`, which returns the Recipe.
@@ -14,7 +13,7 @@ from types import ModuleType
 from depth_node import config
 from depth_node.sentences import nearest
 
-# What the command line offers, and what the name in a checkpoint stands for.
+# Name of a recipe, on the command line and in checkpoints -> its help text.
 RECIPES = {
     "supervised": "train a student on rendered rooms",
     "westar": "adapt a network to the images of a new place",
@@ -26,7 +25,7 @@ RECIPES = {
 
 
 def find(name: str) -> ModuleType:
-    """The module of a recipe; only that one is imported (some need large libraries).
+    """Import and return the module of a recipe; no other one, as some need large libraries.
 
     Raises ConfigError for an unknown name.
     """

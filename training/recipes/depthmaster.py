@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DepthMaster (arXiv 2501.02576): a diffusion network learns depth in one step, in two stages.
+"""DepthMaster (arXiv 2501.02576): a diffusion network predicts depth in one step, in two stages.
 
-    learn: autoencoder   small networks only: the autoencoder that Stable Diffusion comes with
+    learn: autoencoder   small networks only; a Stable Diffusion brings its own autoencoder
     learn: unet          stage 1: loss.latent, loss.align            (structure)
                          stage 2: loss.pixel, loss.gradient, diffusion.fourier; start: stage 1's run
 
@@ -53,7 +53,10 @@ LEARN = ("unet", "autoencoder")
 
 @dataclass(frozen=True)
 class LossConfig:
-    """What is minimised. The defaults are stage 1; the paper's stage 2 is 0, 0, 1, 0.001."""
+    """Weights of the loss. The defaults are those of the paper's stage 1.
+
+    Its stage 2 has latent 0, align 0, pixel 1 and gradient 0.001.
+    """
 
     latent: float = config.option(1.0, "Weight of the latents' squared difference.", minimum=0)
     align: float = config.option(
@@ -86,7 +89,7 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that shapes a run of DepthMaster."""
+    """Settings of a run of DepthMaster."""
 
     height: int = config.option(480, "Rows of the images.", unit="px", minimum=8)
     width: int = config.option(640, "Columns of the images.", unit="px", minimum=8)
@@ -134,7 +137,11 @@ class Config:
 
 
 class DepthMaster(Recipe):
-    """The recipe: images with depth."""
+    """The recipe: a one-step diffusion network, trained on images with depth.
+
+    images: to train on. check: images that score every checkpoint. say: receives sentences for the
+    user.
+    """
 
     name = "depthmaster"
     free_to_change = ("images.pool.folder", "images.data.folder", "images.second.folder")
@@ -151,13 +158,13 @@ class DepthMaster(Recipe):
         self._network: SingleStep | None = None
 
     def model(self) -> nn.Module:
-        """The network, fresh or from cfg.start; what is not learnt is frozen."""
+        """Return the network, fresh or from cfg.start, with the part that is not learnt frozen."""
         cfg = self.cfg
         network = open_diffusion(cfg.diffusion)
         if cfg.start:
             weights = {**unscaled(network), **checkpoints.read(Path(cfg.start))["averaged"]}
             if network.fourier is not None:
-                # The second stage's block is not in the first stage's run: it starts as nothing.
+                # The run of stage 1 has no Fourier block; a fresh one adds 0 to the features.
                 fresh = network.fourier.state_dict(prefix="fourier.")
                 weights = {
                     **{name: t for name, t in fresh.items() if name not in weights},
@@ -177,29 +184,35 @@ class DepthMaster(Recipe):
         return network
 
     def rate(self, name: str) -> float:
-        """The Fourier block may learn faster than what the first stage has learnt."""
+        """Return fourier_rate for the Fourier block (it is new in stage 2) and 1 for the rest."""
         return self.cfg.fourier_rate if ".fourier." in f".{name}" else 1.0
 
     def extra(self) -> nn.Module | None:
-        """The projector of the feature alignment."""
+        """Return the feature alignment with its projector, or None if it is off.
+
+        Raises TrainingError for images that are too small for the external encoder.
+        """
         cfg = self.cfg
         if not cfg.loss.align or cfg.learn == "autoencoder" or self._network is None:
             return None
         external = open_dino(cfg.external)
-        external_size(cfg.height, cfg.width, external.spec.multiple_px)  # refuses what is too small
+        external_size(cfg.height, cfg.width, external.spec.multiple_px)  # raises if too small
         widths = self._network.unet.config.block_out_channels
         inputs = {"mid": widths[-1], "down1": widths[0], "down2": widths[1]}[cfg.loss.align_layer]
         self._alignment = Alignment(inputs, external)
         return self._alignment
 
     def batch(self, step: int, part: BatchPart) -> Batch:
-        """Images (N, 3, h, w) in 0..1 and depth (N, 1, h, w) m."""
+        """Return images (N, 3, h, w) in 0..1 and depth (N, 1, h, w) m."""
         cfg = self.cfg
         rngs = generators(cfg.loop, step, part)
         return self.images.batch(rngs, cfg.height, cfg.width, cfg.augment)
 
     def loss(self, model: nn.Module, batch: Batch, averaged: nn.Module | None) -> dict[str, Tensor]:
-        """The terms whose weights are not 0, and their weighted sum."""
+        """Return the terms whose weights are not 0 and their weighted sum.
+
+        Depth beyond loss.far counts as unknown.
+        """
         cfg, weights = self.cfg, self.cfg.loss
         assert isinstance(model, SingleStep)
         depth = batch["depth"]
@@ -239,7 +252,11 @@ class DepthMaster(Recipe):
     def _reconstruction(
         self, model: SingleStep, images: Tensor, target_map: Target
     ) -> dict[str, Tensor]:
-        """The autoencoder on images and on maps, half of the batch each."""
+        """Return the autoencoder's loss on the images and on the target maps of a batch.
+
+        Mean |difference| of the reconstruction, plus loss.kl times the KL divergence of the latents
+        from a standard normal distribution, per input value.
+        """
         x = torch.cat([images, target_map.values.expand(-1, 3, -1, -1)])
         drawn = model.vae.encode(x).latent_dist
         if model.training:
@@ -254,9 +271,11 @@ class DepthMaster(Recipe):
         }
 
     def validate(self, model: nn.Module) -> dict[str, float]:
-        """Mean AbsRel, delta1 and boundary F1 on `check`, scale and shift fitted in the network's
-        own space as the paper does; and AbsRel and F1 of the truth through the autoencoder
-        (table II): edges that it loses no network can have.
+        """Return mean AbsRel, delta1 and boundary F1 on `check`.
+
+        Scale and shift are fitted in the network's own space, as the paper does. Also AbsRel and F1
+        of the truth sent through the autoencoder (table II): the U-Net cannot have sharper edges
+        than the autoencoder keeps.
         """
         assert isinstance(model, SingleStep)
         cfg = self.cfg
@@ -288,7 +307,10 @@ class DepthMaster(Recipe):
     def batch_images(
         self, model: nn.Module, batch: Batch, averaged: nn.Module | None
     ) -> dict[str, NDArray[np.uint8]]:
-        """Up to four images above their targets and the answers, near in the colours of near."""
+        """Draw up to four images above their targets and the network's maps.
+
+        Maps of depth are negated, so that near has the same colours in every space.
+        """
         assert isinstance(model, SingleStep)
         image, depth, space = batch["image"][:4], batch["depth"][:4], self.cfg.diffusion.space
         target_map = target(depth, torch.isfinite(depth), space, self.cfg.loss.tails)
@@ -301,9 +323,10 @@ class DepthMaster(Recipe):
 def scores_in_space(
     values: Tensor, truth: NDArray[np.float32], space: str, rules: str = "indoor"
 ) -> tuple[float, float, float]:
-    """AbsRel, delta1 and boundary F1 of a map (1, 1, h, w) of `space` against depth (H, W) m.
+    """Return AbsRel, delta1 and boundary F1 of a map (1, 1, h, w) of `space`.
 
-    rules: a name of protocols.PROTOCOLS. Scale and shift are fitted in the space itself.
+    truth: depth (H, W) m. rules: a name of protocols.PROTOCOLS. Scale and shift are fitted in the
+    space itself.
     """
     full = functional.interpolate(values.float(), truth.shape, mode="bilinear", align_corners=False)
     wide = full[0, 0].cpu().numpy()
@@ -312,21 +335,22 @@ def scores_in_space(
     name = {"depth": "depth_ls", "disparity": "disp_ls", "sqrt_disparity": "sqrt_disp_ls"}[space]
     kind = "depth_affine_invariant" if space == "depth" else "disparity_affine_invariant"
     if space == "sqrt_disparity":
-        wide = ((wide + 1) / 2).clip(0) ** 2  # of which the alignment takes the root again
+        wide = ((wide + 1) / 2).clip(0) ** 2  # the alignment takes the root of it again
     depth = protocols.align(Prediction(wide, kind), truth, mask, name, protocol)
     scores = evaluate(depth, np.where(mask, truth, np.nan))
     return scores.abs_rel, scores.delta1, boundary_f1(depth, truth, mask)
 
 
 def build(cfg: Config, console: Console) -> DepthMaster:
-    """The recipe on its images, once a pool holds enough."""
+    """Return the recipe on its images; waits until a pool holds enough."""
     check = open_samples(cfg.check) if cfg.check.limit else ()
     return DepthMaster(cfg, Mixture(cfg.images, console.print), check, console.print)
 
 
 def exportable(payload: Mapping[str, Any]) -> tuple[SingleStep, NetworkInput, str]:
-    """The network of a checkpoint, its input and the meaning of its output, for `evaluate`. It is
-    a teacher: `export` refuses it.
+    """Return the network of a checkpoint, its input and the meaning of its output.
+
+    For `evaluate`; `export` refuses it, because it is a teacher.
     """
     network = from_checkpoint(payload)
     return network, network.spec, "disparity_affine_invariant"

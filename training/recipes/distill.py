@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Distill Any Depth: a student from teachers' maps of images without depth (arXiv 2502.19204).
+"""Distill Any Depth: a student learns teachers' maps of images without depth (arXiv 2502.19204).
 
 Two contexts: both see the same crop (shared), or the student sees a wide view and the teacher parts
 of it (local-global). One of two teachers is drawn at each step. What is compared, how maps are
 normalised, and every other choice of the paper's tables 1, 2 and 4 is a setting.
 
 The paper gives crops, weights of the losses, tolerance and probabilities of the teachers. No
-training code was published; choices that no source states are ours and are settings: how the wide
-view is cut (corners, overlap, number per step), optimiser and rate of the encoder, the anchor
-against drift, the cost of dead outputs, and the average of two teachers (of their maps as they
-are).
+training code was published; what no source states is ours and a setting: how the wide view is cut
+(corners, overlap, number per step), optimiser and learning rate of the encoder, the anchor against
+drift, the cost of dead outputs, and the plain average of two teachers' maps.
 """
 
 from __future__ import annotations
@@ -55,14 +54,15 @@ from training.recipe import Batch, BatchPart, LoopConfig, Recipe, generators
 
 TEACHER_CHOICES = ("random", "primary", "assistant", "average", "agreement")
 
-CHANCE = 4  # of the draw of a teacher, beside the seed and the step
+CHANCE = 4  # third number of the seed that draws the teacher of a step
 
 
 @dataclass(frozen=True)
 class LossConfig:
-    """What is minimised: shared + local * L_lg + feature * L_feat + gradient * L_grad + ...
+    """Weights and settings of the loss; a weight of 0 switches a term off.
 
-    A weight of 0 switches a term off.
+    loss = shared * L_sc + local * L_lg + feature * L_feat + gradient * L_grad, and ours: anchor,
+    dead, directional.
     """
 
     norm: str = config.option("hybrid", "How maps are normalised.", choices=NORMS)
@@ -98,7 +98,7 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class CropConfig:
-    """Crops of an image. They have the shape of the network's input."""
+    """Crops of an image; they have the aspect ratio of the network's input."""
 
     smallest_px: int = config.option(
         644, "Least rows of a crop; less where the image is smaller.", unit="px", minimum=14
@@ -121,7 +121,7 @@ class CropConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that shapes a distillation."""
+    """Settings of a distillation."""
 
     height: int = input_rows(560)
     width: int = input_columns(560)
@@ -184,11 +184,11 @@ class Config:
 
     @property
     def wide_size(self) -> tuple[int, int]:
-        """Rows and columns of the wide view, in pixels of its parts."""
+        """Rows and columns of the wide view, px; its parts are `height` x `width` of them."""
         return round(self.height * self.crop.wide), round(self.width * self.crop.wide)
 
     def corners(self) -> list[tuple[int, int]]:
-        """Top and left of each part in the wide view."""
+        """Return top row and left column of each part of the wide view, px."""
         (rows, columns), n = self.wide_size, self.crop.grid
         tops = np.linspace(0, rows - self.height, n).round().astype(int)
         lefts = np.linspace(0, columns - self.width, n).round().astype(int)
@@ -199,7 +199,7 @@ class Config:
 class CropViews:
     """Views of one image, (h, w, 3) uint8 RGB: a crop, and the same crop as a wide view.
 
-    window: of the crop; the flip comes later, so that a teacher's cached maps serve both ways.
+    window: of the crop. Views are not flipped yet, so that a teacher's cached map serves both.
     """
 
     window: Window
@@ -208,7 +208,11 @@ class CropViews:
 
 
 class Distill(Recipe):
-    """The recipe: crops of images, and teachers that predict their disparity."""
+    """The recipe: crops of images, and teachers that predict their disparity.
+
+    teachers: primary and assistant, None for one that is never used. Raises ConfigError if both are
+    None.
+    """
 
     name = "distill"
     free_to_change = ("cache", "keep")
@@ -218,7 +222,7 @@ class Distill(Recipe):
     ) -> None:
         self.cfg = cfg
         self.images = images
-        self.teachers = list(teachers)  # primary, assistant; None where it never teaches
+        self.teachers = list(teachers)
         self.cache = Cache(cfg.cache) if cfg.cache else None
         self.projection: nn.Module | None = None
         self.dino: Dino | ImageNetFeatures | None = None
@@ -227,7 +231,10 @@ class Distill(Recipe):
             raise config.ConfigError("a distillation needs a teacher")
 
     def model(self) -> nn.Module:
-        """The student; all of it learns."""
+        """Return the student; all of its weights learn.
+
+        Raises ConfigError for an input size that does not fit it.
+        """
         cfg = self.cfg
         network = open_student(cfg.network)
         network.spec.require(cfg.height, cfg.width)
@@ -240,7 +247,7 @@ class Distill(Recipe):
         return tune(network, TuneConfig(mode="full"))
 
     def _crops(self, count: int) -> Tensor:
-        """Crops (count, 3, h, w) in 0..1 as the student sees them, in their own colours."""
+        """Return random crops (count, 3, h, w) in 0..1 without changes of colour."""
         crops = []
         for k in range(count):
             rng = np.random.default_rng([self.cfg.loop.seed, k])
@@ -249,22 +256,22 @@ class Distill(Recipe):
         return channels_first(crops)
 
     def extra(self) -> nn.Module | None:
-        """The projection from the student's features to DINOv2's; not exported."""
+        """Return the projection from the student's features to DINOv2's, or None if it is off."""
         return self.projection
 
     def rate(self, name: str) -> float:
-        """The encoder learns more slowly than the rest."""
+        """Return encoder_rate for the encoder and 1 for the rest."""
         return self.cfg.encoder_rate if in_encoder(name) else 1.0
 
     def views(self, index: int, window: Window) -> CropViews:
-        """A crop of an image and the same crop as a wide view."""
+        """Return a crop of an image and the same crop as a wide view."""
         image = self._read(index).image
         rows, columns = self.cfg.wide_size
         wide = Window(window.top, window.left, window.rows, window.columns, rows, columns)
         return CropViews(window, window.image(image), wide.image(image))
 
     def window(self, shape: tuple[int, ...], rng: np.random.Generator) -> Window:
-        """A random crop, of the shape of the network's input."""
+        """Draw a random crop of an image, with the aspect ratio of the network's input."""
         cfg = self.cfg
         tallest = min(shape[0], int(shape[1] * cfg.height / cfg.width))
         rows = int(rng.integers(min(cfg.crop.smallest_px, tallest), tallest + 1))
@@ -274,12 +281,12 @@ class Distill(Recipe):
         return Window(top, left, rows, columns, cfg.height, cfg.width)
 
     def fixed_window(self, index: int, k: int) -> Window:
-        """The k-th fixed crop of an image."""
+        """Return the k-th fixed crop of an image."""
         rng = np.random.default_rng([self.cfg.loop.seed, index, k])
         return self.window(self._read(index).image.shape, rng)
 
     def asked_teachers(self, step: int) -> list[int]:
-        """The teachers of a step: 0 the primary, 1 the assistant. The same for all parts."""
+        """Return the teachers of a step, 0 primary and 1 assistant; the same for all parts."""
         cfg = self.cfg
         if cfg.teacher_choice != "random":
             return {"primary": [0], "assistant": [1]}.get(cfg.teacher_choice, [0, 1])
@@ -287,11 +294,12 @@ class Distill(Recipe):
         return [1 if chance < cfg.assistant_probability else 0]
 
     def batch(self, step: int, part: BatchPart) -> Batch:
-        """The student's views, the teachers' images or cached maps.
+        """Return the student's views and the teachers' images or cached maps.
 
-        crop, wide (n, 3, h, w) as the student sees them; corner (n * parts, 2): top, left of each
-        part in the wide view; for teachers either teach_crop (n, 3, h, w) and teach_part, or
-        map_crop (n, 1, h, w) and map_part, one of each per teacher of the step.
+        crop, wide (n, 3, h, w): the student's views in 0..1. corner (n * parts, 2): top and left of
+        each part in the wide view, px. teachers: those of the step. Without a cache teach_crop
+        (n, 3, h, w) and teach_part (n * parts, 3, h, w), the images for the teachers; with a cache
+        map_crop_T (n, 1, h, w) and map_part_T (n * parts, 1, h, w) of each teacher T of the step.
         """
         cfg = self.cfg
         asked = self.asked_teachers(step)
@@ -346,7 +354,7 @@ class Distill(Recipe):
         return views.wide[top : top + self.cfg.height, left : left + self.cfg.width]
 
     def _key(self, views: CropViews, teacher: int, part: int) -> Key:
-        """Key of a teacher's map of a crop (part -1) or of a part of its wide view."""
+        """Return the cache key of a teacher's map of a crop (part -1) or of a part of it."""
         source = self.teachers[teacher]
         assert source is not None
         content = (
@@ -359,7 +367,7 @@ class Distill(Recipe):
         return self.cache.read_map(self._key(views, teacher, part))[..., None]
 
     def fill(self, console: Console) -> int:
-        """Compute every teacher's map that is not cached; returns their number."""
+        """Compute every teacher's map that is not cached yet and return their number."""
         if self.cache is None:
             return 0
         count = 0
@@ -389,7 +397,7 @@ class Distill(Recipe):
         return count
 
     def loss(self, model: nn.Module, batch: Batch, averaged: nn.Module | None) -> dict[str, Tensor]:
-        """Both contexts, features, gradients, the anchor and dead outputs."""
+        """Return the terms of LossConfig and their weighted sum."""
         cfg, weights = self.cfg, self.cfg.loss
         network: Any = model
         terms: dict[str, Tensor] = {}
@@ -409,7 +417,7 @@ class Distill(Recipe):
             terms["local"] = normalised_l1(own, target, known, weights.norm, weight)
             compared.append((own, target, known))
             answers.append((answer, batch["wide"]))
-        # The other terms are of the shared context; of the wide view where that one is off.
+        # The other terms use the shared context, or the local-global one if that is off.
         (answer, image), (student, target, known) = answers[0], compared[0]
         if weights.feature:
             terms["feature"] = self._likeness(answer.features, image)
@@ -427,7 +435,7 @@ class Distill(Recipe):
         return {"loss": total, **terms}
 
     def _compared(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-        """Both maps in the space in which they are compared."""
+        """Return both maps in the space in which they are compared (see loss.root)."""
         if not self.cfg.loss.root:
             return student, teacher
         return root(student), root(teacher.clamp_min(0))
@@ -435,7 +443,7 @@ class Distill(Recipe):
     def batch_images(
         self, model: nn.Module, batch: Batch, averaged: nn.Module | None
     ) -> dict[str, NDArray[np.uint8]]:
-        """Crops, the teachers' maps and the student's."""
+        """Draw the crops, the teachers' maps and the student's."""
         network: Any = model
         target, known, _ = self._target(batch, "crop")
         student = network(network.spec.normalise(batch["crop"]))
@@ -444,8 +452,10 @@ class Distill(Recipe):
 
     @torch.no_grad()
     def _target(self, batch: Batch, content: str) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The teachers' disparity (n, 1, h, w), averaged over two, the mask of known pixels, and
-        what each pixel weighs where that is not the same for all.
+        """Return the teachers' disparity (n, 1, h, w), the mask of known pixels and the weights.
+
+        Two teachers are averaged. The weights of the pixels are None if all are equal. content:
+        crop or part.
         """
         answers = []
         for number in batch["teachers"].tolist():
@@ -465,7 +475,7 @@ class Distill(Recipe):
         return torch.stack(maps).mean(dim=0), known, None
 
     def _likeness(self, features: Tensor, images: Tensor) -> Tensor:
-        """Feature alignment on the grid of the student's features."""
+        """Return the difference of the student's features from DINOv2's, on the student's grid."""
         assert self.dino is not None and self.projection is not None
         self.dino.to(images.device)
         size = self.dino.spec.fitting(*images.shape[-2:])
@@ -488,16 +498,20 @@ class Distill(Recipe):
 
 
 def agreed(maps: Sequence[Tensor], known: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean (n, 1, h, w) of two maps in one scale, each normalised over the image, and the
-    weight exp(-difference) of each pixel: 1 where they agree, 1/e where they differ by a mean
-    deviation. Ours.
+    """Return the mean (n, 1, h, w) of two maps, each normalised over the image, and weights.
+
+    The weight of a pixel is exp(-difference): 1 where the maps agree, 1/e where they differ by one
+    mean deviation. Ours.
     """
     one, other = (normalise(values, known) for values in maps)
     return (one + other) / 2, torch.exp(-(one - other).abs())
 
 
 def parts_of(disparity: Tensor, corner: Tensor, cfg: Config) -> Tensor:
-    """The student's map (n, 1, h, w) of wide views at the parts (n * parts, 1, h, w) of them."""
+    """Cut the parts (n * parts, 1, h, w) out of the student's maps (n, 1, h, w) of wide views.
+
+    corner (n * parts, 2): top and left of each part in the wide view, px.
+    """
     wide = functional.interpolate(disparity, cfg.wide_size, mode="bilinear", align_corners=False)
     each = len(corner) // len(wide)
     cut = [
@@ -508,7 +522,7 @@ def parts_of(disparity: Tensor, corner: Tensor, cfg: Config) -> Tensor:
 
 
 def build(cfg: Config, console: Console) -> Distill:
-    """The recipe on its images and teachers; cached maps are computed first."""
+    """Open images and teachers, compute cached maps that are missing, and return the recipe."""
     needed = [cfg.teacher_choice != "assistant", cfg.teacher_choice != "primary"]
     if cfg.teacher_choice == "random":
         needed = [cfg.assistant_probability < 1, cfg.assistant_probability > 0]

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """MeSa (arXiv 2310.04551): masked, geometric and supervised pre-training of one encoder.
 
-The text at hand is the paper's abstract: three kinds of pre-training of one encoder, and that the
-last layers gain. Everything else is ours and a setting: the encoder (a Depth Anything's), the
-masked loss (SimMIM or MAE), the geometric one (Monodepth2), the supervised one (scale-invariant
-logarithm), their weights, and that each image gets the losses that its batch offers.
+Only the paper's abstract was available: three kinds of pre-training of one encoder, and that the
+last layers benefit. Everything else is ours and a setting: the encoder (a Depth Anything's or the
+U-Net's), the masked loss (SimMIM or MAE), the geometric one (Monodepth2), the supervised one
+(scale-invariant logarithm), their weights, and which terms a step has.
 
-    jointly   weights masked, geometric, supervised above 0
-    staged    one above 0 a run, `start` the run before, `take: all`
-    fine-tune supervised alone, `start` the pre-training, `take: encoder`, layer_decay and drop_path
+    jointly    the weights masked, geometric and supervised are above 0
+    staged     one weight above 0 per run; `start`: the run before; `take: all`
+    fine-tune  supervised alone; `start`: the pre-training; `take: encoder`; layer_decay, drop_path
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ LAYER = re.compile(r"(?:encoder\.layer|^stages|^encoder\.blocks)\.(\d+)\.")
 
 @dataclass(frozen=True)
 class LossConfig:
-    """What is minimised; a weight of 0 switches a term off, and its data is not read."""
+    """Weights of the terms; a weight of 0 switches a term off, and its data is not read."""
 
     masked: float = config.option(1.0, "Weight of masked image modelling.", minimum=0)
     geometric: float = config.option(
@@ -104,7 +104,7 @@ class CheckConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that shapes a run of MeSa."""
+    """Settings of a run of MeSa."""
 
     height: int = config.option(224, "Rows of the images.", unit="px", minimum=14)
     width: int = config.option(224, "Columns of the images.", unit="px", minimum=14)
@@ -170,7 +170,7 @@ class Config:
 
 
 def metres(raw: Tensor, cfg: Config) -> Tensor:
-    """Depth (N, 1, H, W) m of the decoder's output (N, 1, H, W)."""
+    """Convert the decoder's output (N, 1, H, W) to depth (N, 1, H, W) m, as cfg.head says."""
     near, far = cfg.geometric.near, cfg.geometric.far
     if cfg.head == "inverse":
         return 1.0 / functional.relu(raw.float()).clamp(1 / far, 1 / near)
@@ -179,20 +179,23 @@ def metres(raw: Tensor, cfg: Config) -> Tensor:
 
 
 class Metric(nn.Module):
-    """The network with depth in metres as output, as it is exported and evaluated."""
+    """The network with its output in metres, for export and evaluation."""
 
     def __init__(self, network: Network, cfg: Config) -> None:
         super().__init__()
         self.network, self.cfg = network, cfg
 
     def forward(self, x: Tensor) -> Tensor:
-        """Depth (N, 1, H, W) m of images normalised by the network's spec."""
+        """Return depth (N, 1, H, W) m of images (N, 3, H, W) normalised by the network's spec."""
         answer = self.network.answer(x)
         return metres(answer.before if answer.before is not None else answer.disparity, self.cfg)
 
 
 class TermModules(nn.Module):
-    """Modules learnt beside the network and not exported; None where a term does not need one."""
+    """Modules learnt beside the network and not exported; None if no term needs one.
+
+    Raises ConfigError for several scales of the U-Net, and TrainingError as PixelHead does.
+    """
 
     def __init__(self, network: Network, cfg: Config) -> None:
         super().__init__()
@@ -209,7 +212,10 @@ class TermModules(nn.Module):
 
 
 class Mesa(Recipe):
-    """The recipe: images with depth and triplets of frames, as far as the terms need them."""
+    """The recipe: images with depth and triplets of frames, None where no term needs them.
+
+    checks: data sets with depth that score the checkpoints, by name.
+    """
 
     name = "mesa"
     free_to_change = (
@@ -234,9 +240,9 @@ class Mesa(Recipe):
     # --- network ---------------------------------------------------------------------------------
 
     def model(self) -> nn.Module:
-        """The network, its encoder (or all of it) from cfg.start.
+        """Return the network, with its encoder (or all of it) from cfg.start.
 
-        Raises TrainingError for a size or settings that do not fit the network.
+        Raises TrainingError for a size, settings or weights that do not fit the network.
         """
         cfg = self.cfg
         network = open_network(cfg.network)
@@ -276,7 +282,7 @@ class Mesa(Recipe):
             check_unit(network, cfg.masking)
         if not cfg.loss.geometric and not cfg.loss.supervised:
             for name, parameter in network.named_parameters():
-                if not ENCODER.match(name):  # the decoder says nothing
+                if not ENCODER.match(name):  # the masked term does not use the decoder
                     parameter.requires_grad_(False)
         tokens = (cfg.loss.masked and cfg.masking.variant == "simmim") or cfg.loss.hide
         for name, parameter in network.named_parameters():
@@ -286,13 +292,17 @@ class Mesa(Recipe):
         return network
 
     def extra(self) -> nn.Module | None:
-        """Heads of the masked and geometric terms, and the pose network."""
+        """Return the heads of the masked and geometric terms and the pose network, or None."""
         assert self._network is not None
         self._beside = TermModules(self._network, self.cfg)
         return self._beside if any(True for _ in self._beside.parameters()) else None
 
     def rate(self, name: str) -> float:
-        """layer_decay to the number of layers between this parameter and the encoder's end."""
+        """Return layer_decay to the power of the encoder's layers from this parameter on.
+
+        For the last layer it is layer_decay, for the patch embedding or stem layer_decay to the
+        number of layers plus 1; for the decoder and what follows the last layer 1.
+        """
         decay = self.cfg.layer_decay
         if decay == 1 or not ENCODER.match(name) or self._network is None:
             return 1.0
@@ -305,14 +315,17 @@ class Mesa(Recipe):
         here = LAYER.search(name)
         if here is not None:
             return float(decay ** (depth - int(here.group(1))))
-        # Patches and places come before the first layer, the last normalisation after the last.
+        # The embeddings of patches and positions precede the first layer; the final normalisation
+        # and the U-Net's global context follow the last one.
         return 1.0 if "layernorm" in name or "context" in name else float(decay ** (depth + 1))
 
     # --- data ------------------------------------------------------------------------------------
 
     def batch(self, step: int, part: BatchPart) -> Batch:
-        """`image` and `depth` for the masked and supervised terms; `target`, `sources`, K and poses
-        for the geometric one. With loss.alternate only what the step's term needs.
+        """Return the data of a part; with loss.alternate only what the term of the step needs.
+
+        terms (3,) bool: which of TERMS the step has. Masked and supervised: image (N, 3, h, w) in
+        0..1 and depth (N, 1, h, w) m. Geometric: see Mesa._videos.
         """
         cfg, loss = self.cfg, self.cfg.loss
         terms = [name for name in ("masked", "geometric", "supervised") if getattr(loss, name)]
@@ -327,7 +340,7 @@ class Mesa(Recipe):
         return batch
 
     def _drawn(self, count: int) -> Tensor:
-        """Images (count, 3, h, w) in 0..1, of those with or without depth if there are any."""
+        """Draw images (count, 3, h, w) in 0..1 from the data set of images, or of the videos."""
         cfg = self.cfg
         rngs = [np.random.default_rng([cfg.loop.seed, k]) for k in range(count)]
         if self.images is not None:
@@ -335,6 +348,10 @@ class Mesa(Recipe):
         return self._videos(rngs)["target"]
 
     def _videos(self, rngs: list[np.random.Generator]) -> Batch:
+        """Draw triplets: target (N, 3, h, w) and sources (N, 2, 3, h, w) in 0..1, and K of each.
+
+        With poses=given also T_sources_target (N, 2, 4, 4).
+        """
         assert self.triplets is not None
         rows: dict[str, list[Any]] = {}
         for rng in rngs:
@@ -361,7 +378,10 @@ class Mesa(Recipe):
     # --- losses ----------------------------------------------------------------------------------
 
     def loss(self, model: nn.Module, batch: Batch, averaged: nn.Module | None) -> dict[str, Tensor]:
-        """The terms that the batch offers, weighted, and their sum."""
+        """Return the terms that the step has and their weighted sum.
+
+        smooth, the smoothness part of the geometric term, is for the log alone.
+        """
         weights = self.cfg.loss
         network: Any = model
         active = dict(zip(TERMS, batch["terms"].tolist(), strict=True))
@@ -404,8 +424,10 @@ class Mesa(Recipe):
         )
 
     def depths(self, network: Any, images: Tensor, coarse: bool = False) -> list[Tensor]:
-        """Depth (N, 1, h, w) m of images in 0..1; with `coarse` the other scales too, each half
-        as large as the one before.
+        """Return depth (N, 1, h, w) m of images (N, 3, h, w) in 0..1.
+
+        With `coarse` the other scales follow, each half as large as the one before. Under loss.hide
+        random squares are hidden in training.
         """
         cfg = self.cfg
         fused: list[Sequence[Tensor]] = []
@@ -431,7 +453,7 @@ class Mesa(Recipe):
         raw = answer.before if answer.before is not None else answer.disparity
         maps = [raw]
         if heads is not None:
-            # Fused from coarse to fine; the finest is what the network's own head sees.
+            # The neck's maps are in order from coarse to fine; the network's head uses the last.
             for k, head in enumerate(heads, start=1):
                 size = [max(side // 2**k, 1) for side in images.shape[-2:]]
                 answered = head(fused[0][-1 - k]).float()
@@ -443,7 +465,7 @@ class Mesa(Recipe):
     # --- judging ---------------------------------------------------------------------------------
 
     def validate(self, model: nn.Module) -> dict[str, float]:
-        """RMSE (m) and AbsRel on the data sets of `check`, as the network's metres are."""
+        """Return RMSE (m) and AbsRel on the data sets of `check`, without any alignment."""
         numbers: dict[str, float] = {}
         device = next(model.parameters()).device
         for name, samples in self.checks.items():
@@ -470,7 +492,7 @@ TERMS = ("masked", "geometric", "supervised")
 
 
 def build(cfg: Config, console: Console) -> Mesa:
-    """The recipe on the data that its terms need."""
+    """Open the data that the terms need and return the recipe."""
     loss = cfg.loss
     images = Mixture(cfg.images, console.print) if loss.masked or loss.supervised else None
     triplets = None
@@ -485,7 +507,7 @@ def build(cfg: Config, console: Console) -> Mesa:
 
 
 def exportable(payload: Mapping[str, Any]) -> tuple[Metric, NetworkInput, str]:
-    """The network of a checkpoint, its input, and the meaning of its output: metres."""
+    """Return the network of a checkpoint, its input and the meaning of its output (metres)."""
     cfg = config.build(Config, payload["settings"])
     network = open_network(cfg.network, weights=False)
     checkpoints.load(network, payload["averaged"], "the checkpoint")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The network that refines method `field`, trained on rendered scenes alone.
 
-Examples are made once, by the field itself (training.data.field_problems), and stay on the device
-of the run: a step reads them there, so that its time is the network's.
+Examples are made once, by the field itself (training.data.field_problems), and stay in the memory
+of the training device: a step reads them there, so that only the network takes time.
 """
 
 from __future__ import annotations
@@ -24,16 +24,17 @@ from training.data.field_problems import Examples, ExamplesConfig
 from training.models.refiner import RefinerNet
 from training.recipe import Batch, BatchPart, LoopConfig, Recipe, generators
 
-COLOUR = slice(4 * len(WHOLE) + 1, 4 * len(WHOLE) + 4)  # lightness, a, b
-COLOUR_SHIFT, COLOUR_GAIN = 0.3, 0.8  # widths of what is added, and of the factor about 1
-USUAL_ERROR = 0.02  # log depth
-LEAST_ERROR = 0.003  # log depth that is added to the field's own error, which a loss is over
-CAP = 0.5  # log depth: farther from the truth than this a cell pulls no more
+COLOUR = slice(4 * len(WHOLE) + 1, 4 * len(WHOLE) + 4)  # channels of lightness, a, b
+# Widths of the uniform distributions of the colour's offset (about 0) and factor (about 1).
+COLOUR_SHIFT, COLOUR_GAIN = 0.3, 0.8
+USUAL_ERROR = 0.02  # of the field, log depth; it scales the loss to about 1
+LEAST_ERROR = 0.003  # log depth; added to the field's error, by which a loss is divided
+CAP = 0.5  # log depth; targets are clamped to this
 
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that shapes a run."""
+    """Settings of a run of refine."""
 
     examples: ExamplesConfig = config.section(ExamplesConfig, "What it learns from.")
     judged: ExamplesConfig = config.section(
@@ -56,12 +57,12 @@ class Config:
         config.validate(self)
 
 
-CHUNK = 256  # examples that are copied to a device at once
+CHUNK = 256  # examples copied to a device at a time
 
 
 @dataclass
 class Store:
-    """Examples on a device, as they are needed."""
+    """Examples on disk, copied to a device when they are first used there."""
 
     examples: Examples
     on: dict[Any, tuple[Tensor, Tensor]] = field(default_factory=dict)
@@ -73,7 +74,7 @@ class Store:
         return len(self.ready)
 
     def at(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """(N, CHANNELS, h, w) and (N, 4, h, w) float16."""
+        """Return maps (N, CHANNELS, h, w) and targets (N, 4, h, w), float16, on the device."""
         if device not in self.on:
             maps, target = self.examples.maps, self.examples.target
             self.on[device] = self._copied(maps, device), self._copied(target, device)
@@ -88,7 +89,11 @@ class Store:
 
 
 def mirrored(maps: Tensor) -> Tensor:
-    """(N, C, h, w) maps, the first of them in fours, of the mirrored image."""
+    """Mirror maps (N, C, h, w) left to right.
+
+    The first channels are in groups of four, the 2 x 2 cells of the grid in a cell of the half
+    grid: of these left and right change places too.
+    """
     fours = min(4 * len(WHOLE), maps.shape[1])
     swapped = [4 * (k // 4) + (k % 4 ^ 1) for k in range(fours)]
     order = torch.tensor([*swapped, *range(fours, maps.shape[1])], device=maps.device)
@@ -96,7 +101,10 @@ def mirrored(maps: Tensor) -> Tensor:
 
 
 def errors(change: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """(N,) mean |change - target| and mean |target|, each map (N, 4, h, w), NaN unknown."""
+    """Return (N,) mean |change - target| and (N,) mean |target|, the error after and before.
+
+    Both maps (N, 4, h, w) in log depth; target is NaN where unknown and is clamped to CAP.
+    """
     known = torch.isfinite(target)
     safe = torch.where(known, target, torch.zeros_like(target)).clamp(-CAP, CAP)
     count = known.flatten(1).sum(1).clamp_min(1)
@@ -105,7 +113,10 @@ def errors(change: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Refine(Recipe):
-    """The recipe."""
+    """The recipe: corrections of the field's log depth, learnt from `examples`.
+
+    judged: examples of other scenes, which score every checkpoint.
+    """
 
     name = "refine"
     free_to_change = ("examples.folder", "judged.folder")
@@ -116,11 +127,14 @@ class Refine(Recipe):
         self.judged = judged
 
     def model(self) -> nn.Module:
-        """A fresh network, which leaves the field nearly as it is."""
+        """Return a fresh network, whose correction of the field is nearly 0."""
         return RefinerNet(tuple(self.cfg.widths), tuple(self.cfg.blocks))
 
     def batch(self, step: int, part: BatchPart) -> Batch:
-        """Which examples (N,), and how they are cropped and varied (N, 7)."""
+        """Return indices of examples (N,) and uniform random numbers (N, 7).
+
+        Of these: the crop's row and column, the flip, three colour offsets, the colour's factor.
+        """
         rngs = generators(self.cfg.loop, step, part)
         which = [int(rng.integers(len(self.examples))) for rng in rngs]
         varied = np.array([rng.random(7) for rng in rngs], np.float32)
@@ -145,7 +159,7 @@ class Refine(Recipe):
         return maps, torch.where(flip, mirrored(target), target)
 
     def loss(self, model: nn.Module, batch: Batch, averaged: nn.Module | None) -> dict[str, Tensor]:
-        """Error over that of the field."""
+        """Return the mean error, each example's over the field's error to the power `balance`."""
         maps, target = self._drawn(batch)
         missed, own = errors(model(maps).float(), target)
         level = (own + LEAST_ERROR) / USUAL_ERROR
@@ -153,7 +167,7 @@ class Refine(Recipe):
 
     @torch.no_grad()
     def validate(self, model: nn.Module) -> dict[str, float]:
-        """Mean error of the judged examples over the field's."""
+        """Return the mean over the judged examples of the error divided by the field's."""
         maps, target = self.judged.at(next(model.parameters()).device)
         ratios = []
         for k in range(0, len(target), 8):
@@ -163,7 +177,7 @@ class Refine(Recipe):
 
 
 def build(cfg: Config, console: Console) -> Refine:
-    """The recipe on its examples; those that are missing are made first."""
+    """Make the examples that are missing and return the recipe on them."""
     sets = []
     with DepthModel.open(ModelConfig(EMBEDDED)) as network:
         for part in (cfg.examples, cfg.judged):

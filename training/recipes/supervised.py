@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small student from images with depth: the normalised disparity of the truth, regressed.
+"""Supervised training of a small student: regression of the true, normalised disparity.
 
-The target is (disparity - median) / mean absolute deviation of each image; the prediction is left
-as it is. Normalising the prediction too (a fully scale-and-shift-invariant loss) stalled at a
-vertical ramp in our runs.
+The target is (disparity - median) / mean absolute deviation of each image; the prediction is not
+normalised. With a normalised prediction (a fully scale-and-shift-invariant loss) our runs stopped
+learning at a vertical ramp.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ from training.recipe import Batch, BatchPart, LoopConfig, Recipe, generators
 
 @dataclass(frozen=True)
 class LossConfig:
-    """What is compared, and what counts how much."""
+    """What is compared, and the weights of the terms."""
 
     norm: str = config.option(
         "none",
@@ -102,7 +102,7 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that shapes a supervised run."""
+    """Settings of a supervised run."""
 
     height: int = config.option(
         96, "Rows of the network's input; a multiple of 32.", unit="px", minimum=32
@@ -165,8 +165,9 @@ class Config:
 
 
 def disparity_loss(prediction: Tensor, depth: Tensor, cfg: LossConfig) -> dict[str, Tensor]:
-    """Scalars of a batch: prediction (N, 1, H, W), depth (N, 1, H, W) m, not finite or <= 0 where
-    unknown.
+    """Return the terms of a batch and their weighted sum.
+
+    prediction (N, 1, H, W) disparity; depth (N, 1, H, W) m, not finite or <= 0 where unknown.
     """
     mask = torch.isfinite(depth) & (depth > 0)
     safe = torch.where(mask, depth, torch.ones_like(depth))
@@ -188,7 +189,7 @@ def disparity_loss(prediction: Tensor, depth: Tensor, cfg: LossConfig) -> dict[s
     shape = gradient_matching(residual, mask)
     scalars = {"loss": level + cfg.gradient * shape, "level": level, "shape": shape}
     if cfg.directional:
-        # The paper's maps span 2 from end to end, the student's roots 1.
+        # The range of the paper's maps is 2 (-1..1), that of the student's roots is 1.
         scale = 2.0 if cfg.space == "sqrt_disparity" else 1.0
         scalars["directional"] = directional_gradient(scale * compared, scale * target, mask)
         scalars["loss"] = scalars["loss"] + cfg.directional * scalars["directional"]
@@ -202,8 +203,9 @@ def disparity_loss(prediction: Tensor, depth: Tensor, cfg: LossConfig) -> dict[s
 
 
 def with_new_blocks(model: SmallUNet, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of a student with fewer residual blocks or without detail, completed: the new blocks
-    are identities, the new levels of the decoder add 0.
+    """Complete weights of a student with fewer residual blocks or without detail.
+
+    The new blocks start as identities, and the new decoder levels start by adding 0.
     """
     own = model.state_dict()
     complete = dict(weights)
@@ -213,14 +215,14 @@ def with_new_blocks(model: SmallUNet, weights: Mapping[str, Tensor]) -> dict[str
         prefix = f"stages.{name}."
         if isinstance(module, Residual) and not any(key.startswith(prefix) for key in weights):
             complete |= {key: value for key, value in own.items() if key.startswith(prefix)}
-            # Nothing is added to what passes; the gradient of this scale wakes the block up.
+            # With this scale at 0 the block adds nothing; its gradient lets the block learn.
             last = f"{prefix}body.1.1.weight"
             complete[last] = torch.zeros_like(own[last])
     return complete
 
 
 class Supervised(Recipe):
-    """The recipe: batches from a sequence of images with depth, drawn at random."""
+    """The recipe: images with depth, drawn at random; `outdoors`: a second pool."""
 
     name = "supervised"
     free_to_change = ("pool.folder", "outdoors.folder", "images.folder")
@@ -234,7 +236,10 @@ class Supervised(Recipe):
         self._held = HeldPools(pools) if cfg.on_device else None
 
     def model(self) -> nn.Module:
-        """A fresh student, or one that has learnt before."""
+        """Return the student, fresh or with the weights that `start` and `imagenet` name.
+
+        Raises TrainingError for weights that cannot be read or do not fit.
+        """
         cfg = self.cfg
         model = SmallUNet(cfg.student)
         if cfg.imagenet:
@@ -252,12 +257,15 @@ class Supervised(Recipe):
         return model
 
     def rate(self, name: str) -> float:
-        """The pre-trained encoder may learn more slowly."""
+        """Return imagenet_rate for the MobileNetV2 encoder and 1 for the rest."""
         pretrained = re.search(r"(^|\.)encoder\.blocks\.", name)
         return self.cfg.imagenet_rate if pretrained else 1.0
 
     def _embedded(self) -> dict[str, Tensor]:
-        """The shipped U-Net as it was before its export: with statistics, centred on 0."""
+        """Return the weights of a shipped U-Net as they were before its export.
+
+        Its batch normalisations have statistics again, and its output is centred on 0.
+        """
         cfg = self.cfg
         network = open_network(NetworkConfig(source=cfg.start))
         assert isinstance(network, SmallUNet) and network.head.bias is not None
@@ -276,17 +284,20 @@ class Supervised(Recipe):
         return drawn(images, rng, cfg.height, cfg.width, cfg.augment)
 
     def extra(self) -> nn.Module | None:
-        """The projector of the feature alignment."""
+        """Return the feature alignment with its projector, or None if it is off."""
         if self.cfg.loss.align:
             channels = self.cfg.student.widths[4]
             self._alignment = Alignment(channels, open_dino(self.cfg.external))
         return self._alignment
 
     def batch(self, step: int, part: BatchPart) -> Batch:
-        """Images (N, 3, h, w) normalised for the network and depth (N, 1, h, w) m."""
+        """Return images (N, 3, h, w) normalised for the network and depth (N, 1, h, w) m.
+
+        With on_device: the numbers from which `loss` makes these images on the device.
+        """
         cfg = self.cfg
         rngs = generators(cfg.loop, step, part)
-        if self._held is not None:  # what they are made of there
+        if self._held is not None:
             share = cfg.outdoors_share
             return self._held.draw(rngs, share, cfg.augment, cfg.height, cfg.width)
         return _normalised(batched([self._drawn(rng) for rng in rngs]))
@@ -297,7 +308,7 @@ class Supervised(Recipe):
         return _normalised(self._held.batch(batch, self.cfg.augment))
 
     def loss(self, model: nn.Module, batch: Batch, averaged: nn.Module | None) -> dict[str, Tensor]:
-        """Normalised-disparity regression, and what the settings add to it."""
+        """Return the terms of disparity_loss and, if it is on, the feature alignment."""
         batch = self._made(batch)
         if self._alignment is None:
             return disparity_loss(model(batch["image"]), batch["depth"], self.cfg.loss)
@@ -310,7 +321,7 @@ class Supervised(Recipe):
     def batch_images(
         self, model: nn.Module, batch: Batch, averaged: nn.Module | None
     ) -> dict[str, NDArray[np.uint8]]:
-        """Up to four images above the network's maps and the truth."""
+        """Draw up to four images above the network's maps and the true disparity."""
         batch = {name: values[:4].float() for name, values in self._made(batch).items()}
         depth = batch["depth"]
         known = torch.isfinite(depth) & (depth > 0)
@@ -320,13 +331,13 @@ class Supervised(Recipe):
 
 
 def _normalised(batch: Batch) -> Batch:
-    """With images as the network takes them."""
+    """Return the batch with its images normalised for the network."""
     normalised = SmallUNet.spec.normalise(batch["image"])
     return {**batch, "image": normalised.contiguous(memory_format=torch.channels_last)}
 
 
 def build(cfg: Config, console: Console) -> Supervised:
-    """The recipe on its pool, once that holds enough, or on a data set."""
+    """Return the recipe on its pool or data set; waits until a pool holds enough images."""
     outdoors: Images = ()
     if cfg.outdoors_share > 0:
         outdoors = open_pool(cfg.outdoors, console.print)

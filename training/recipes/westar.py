@@ -1,19 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """WeSTAR: a depth network adapted to the images of a new place (arXiv 2511.14238).
 
-A student sees a strong augmentation of an image, its teacher (the average of its own weights) a
-weak one; the student follows the teacher's disparity, normalised over the whole image and over the
-masks of the objects in it. A few pairs of points with ordinal labels correct the order; the
-low-rank updates are regularised towards the source. No depth is needed. Ours: images of the place
-that the source knows, on which the student keeps the source's output; regularised weights alone
-forget too much (docs/studies/westar.md).
+The student sees a strong augmentation of an image, its teacher (the average of the student's
+weights) a weak one; the student learns the teacher's disparity, normalised over the whole image and
+over the masks of the objects in it. A few pairs of points with ordinal labels correct the depth
+order, and the low-rank updates are regularised towards the source's weights. No depth is needed.
+Ours: images of the source's own domain, on which the student must keep the source's output, because
+regularised weights alone forget too much (docs/studies/westar.md).
 
-The paper's text at hand is its abstract. Structure, weights of the losses, rank and the average's
-0.996 are from notes of others and are the defaults here; what no source states is ours and is a
-setting: the margin, that the cost of pairs is a mean and that they are compared on the normalised
-map, how often labelled images are drawn, that the deviation of a map is the mean absolute one,
-which masks count, how often each strong change happens (no blur or noise among them, after WeSAM),
-learning rate, steps and size. training/configs/westar.yaml departs from the paper's weights.
+Only the abstract of the paper was available. The structure, the weights of the losses, the rank and
+the decay 0.996 of the averaged weights are from third-party notes and are the defaults here. What
+no source states is ours and a setting: the margin, that the cost of the pairs is a mean and is
+taken on the normalised map, how often labelled images are drawn, that the deviation of a map is the
+mean absolute one, which masks count, how often each strong change is applied (no blur or noise
+among them, after WeSAM), learning rate, steps and size. training/configs/westar.yaml departs from
+the paper's weights.
 """
 
 from __future__ import annotations
@@ -60,17 +61,18 @@ from training.models.unet import (
 )
 from training.recipe import Batch, BatchPart, LoopConfig, Recipe, generators
 
-FEW_PAIRS = 20  # held-back pairs below which their share says little
+FEW_PAIRS = 20  # with fewer held-out pairs their fraction in the wrong order is unreliable
 CONTEXTS = ("global", "depth_bins", "masks")
 TEACHERS = ("ema", "shared", "frozen_source", "truth")
 
 
 @dataclass(frozen=True)
 class LossConfig:
-    """What is minimised: st * self-training + weak * ordinal + reg * distance to the source, and
-    known * difference from the source's output on images of its own place.
+    """Weights and settings of the loss; a weight of 0 switches a term off.
 
-    A weight of 0 switches a term off.
+    loss = st * self-training + weak * ordinal + reg * squared distance of the weights to the source
+    + dead * outputs cut off by a final ReLU + known * difference from the source's output on images
+    of the source's own domain.
     """
 
     st: float = config.option(1.0, "Weight of dense self-training.", minimum=0)
@@ -129,7 +131,7 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class LabelConfig:
-    """Where the ordinal labels come from; without either there are none."""
+    """Source of the ordinal labels: a file or simulation from depth; with neither, no labels."""
 
     file: str = config.option("", "Label file, .csv or .json (docs/training/data.md).")
     from_depth: bool = config.option(
@@ -159,7 +161,7 @@ class LabelConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that shapes an adaptation."""
+    """Settings of an adaptation."""
 
     height: int = input_rows(392)
     width: int = input_columns(518)
@@ -222,7 +224,12 @@ class Config:
 
 
 class Westar(Recipe):
-    """The recipe: images, their masks and labels, two views of each; images known before."""
+    """The recipe: two views of each image of the new place, with its masks and labels.
+
+    images: of the new place. labels: their ordinal labels. known: images of the source's own
+    domain. say: receives sentences for the user. Raises DataError if loss.known is set and `known`
+    is empty.
+    """
 
     name = "westar"
     free_to_change = ("masks.folder", "keep")
@@ -252,10 +259,10 @@ class Westar(Recipe):
         self._layers = functools.lru_cache(cfg.keep)(self._mask_layers)
         self._recall = functools.lru_cache(cfg.keep)(known.__getitem__)
         self.source: nn.Module | None = None  # for teacher=frozen_source and loss.known
-        self.before: list[Tensor] = []  # learnt weights as they were, where no LoRA holds them back
+        self.before: list[Tensor] = []  # initial values of the learnt weights, for loss.reg
 
     def model(self) -> nn.Module:
-        """The source, with gradients for what is tuned."""
+        """Return the source network, with gradients for the tuned weights only."""
         cfg = self.cfg
         network = open_student(cfg.network)
         network.spec.require(cfg.height, cfg.width)
@@ -279,8 +286,10 @@ class Westar(Recipe):
         return network
 
     def _move_statistics(self, network: Network) -> None:
-        """Statistics of the new place's images in the place of the source's, which a network of an
-        exported file gets back from images that it knows.
+        """Move the statistics of batch normalisations towards those of images of the new place.
+
+        A network from an exported file has lost the source's statistics; they are first restored
+        from images of `known`. Raises DataError if these are needed and missing.
         """
         both = self.cfg.tune.statistics == "both"
         old: list[Tensor] = []
@@ -300,14 +309,15 @@ class Westar(Recipe):
 
     @functools.cached_property
     def _appearance(self) -> Appearance:
-        """What makes an image of `known` look like one of the new place."""
+        """The transform that makes an image of `known` look like one of the new place."""
         both = [self._whole(self._read, len(self.images)), self._whole(self._recall, self.known)]
         to, of = (images.permute(0, 2, 3, 1).numpy() for images in both)
         return Appearance(to=to, of=of)
 
     def _whole(self, read: Callable[[int], Sample], count: int) -> Tensor:
-        """STATISTICS_OF whole images (n, 3, h, w) in 0..1, evenly from `count`; of fewer, some of
-        them again, so that two places weigh the same.
+        """Return STATISTICS_OF whole images (n, 3, h, w) in 0..1, evenly spaced among `count`.
+
+        With fewer images some are repeated, so that two data sets have equal weight.
         """
         views = []
         evenly = np.linspace(0, count - 1, min(count, STATISTICS_OF)).astype(int)
@@ -318,11 +328,13 @@ class Westar(Recipe):
         return channels_first(views)
 
     def batch(self, step: int, part: BatchPart) -> Batch:
-        """Images (n, 3, h, w) in 0..1 seen weakly and strongly, layers of masks, pairs of points.
+        """Return weak and strong views (n, 3, h, w) in 0..1, layers of masks, pairs of points.
 
-        points (P, 4): x1, y1, x2, y2 in the view; sign (P,); owner (P,): which image. Where asked
-        for: known (n, 3, h, w), images of the old place, and known_source, as the source sees them
-        where `appearance` changes some; truth (n, 1, h, w), disparity in 1/m.
+        points (P, 4): x1, y1, x2, y2 in px of the view; sign (P,): +1 the first point is nearer, -1
+        farther, 0 alike; owner (P,): index of the image. Depending on the settings also masks
+        (n, L, h, w); known (n, 3, h, w), images of the source's domain, and known_source, the same
+        images as the source sees them, if `appearance` changes some; truth (n, 1, h, w), disparity
+        in 1/m.
         """
         rows = [self._view(rng) for rng in generators(self.cfg.loop, step, part)]
         batch: Batch = {
@@ -368,7 +380,7 @@ class Westar(Recipe):
         first, second, sign = self._points(sample)
         one, other = window.points(first), window.points(second)
         both = np.concatenate([one, other], axis=1)
-        # A crop of the weak view may leave points outside.
+        # The crop of the weak view may leave points out.
         inside = ((both > -0.5) & (both < np.tile([cfg.width - 0.5, cfg.height - 0.5], 2))).all(1)
         row["points"], row["sign"] = both[inside], sign[inside]
         return row
@@ -394,11 +406,14 @@ class Westar(Recipe):
         return labels.points(sample.name, sample.image.shape)
 
     def loss(self, model: nn.Module, batch: Batch, averaged: nn.Module | None) -> dict[str, Tensor]:
-        """Self-training, ordinal labels and the distance to the source, in weights and outputs."""
+        """Return the terms of LossConfig and their weighted sum.
+
+        Also wrong_order_train, the fraction of the batch's ordered pairs in the wrong order.
+        """
         cfg = self.cfg.loss
         network: Any = model
         hold_statistics(model)
-        new = ("strong",) if cfg.st or cfg.weak else ()  # else nothing is asked of it
+        new = ("strong",) if cfg.st or cfg.weak else ()  # otherwise no term uses the strong view
         views = [batch[name] for name in (*new, "known") if name in batch]
         answer = network.answer(network.spec.normalise(torch.cat(views)))
         student, again = answer.disparity.tensor_split([len(batch["strong"]) if new else 0])
@@ -414,7 +429,7 @@ class Westar(Recipe):
                 wrong = differences(student.detach(), batch) * batch["sign"] <= 0
                 terms["wrong_order_train"] = wrong[ordered].float().mean()
         elif cfg.weak:
-            del terms["weak"]  # no label in this part: the log's mean is over those that have some
+            del terms["weak"]  # no label in this part: it must not enter the log's mean as 0
         if cfg.reg:
             terms["reg"] = self._distance(model)
         total = cfg.st * terms["st"] + cfg.reg * terms["reg"]
@@ -442,7 +457,7 @@ class Westar(Recipe):
             assert averaged is not None
             return averaged(x)
         was = model.training
-        model.eval()  # the teacher of a shared network must not move its running statistics
+        model.eval()  # with teacher=shared the teacher's pass must not move running statistics
         try:
             return model(x)
         finally:
@@ -458,7 +473,7 @@ class Westar(Recipe):
     def batch_images(
         self, model: nn.Module, batch: Batch, averaged: nn.Module | None
     ) -> dict[str, NDArray[np.uint8]]:
-        """Both views, the teacher's map of the weak one and the student's of the strong one."""
+        """Draw both views, the teacher's map of the weak and the student's of the strong one."""
         network: Any = model
         teacher = self._teach(network, batch, averaged)
         student = network(network.spec.normalise(batch["strong"]))
@@ -466,7 +481,10 @@ class Westar(Recipe):
         return {"views": sheet(views, {"teacher of weak": teacher, "student of strong": student})}
 
     def validate(self, model: nn.Module) -> dict[str, float]:
-        """Fraction of the held-back pairs (those that are not alike) in the wrong order."""
+        """Return the fraction of the held-out ordered pairs that are in the wrong order.
+
+        Pairs labelled alike do not count. Empty without held-out images.
+        """
         if not self.held or self.labels is None:
             return {}
         held = self._wrong(model, self._places(self.held))
@@ -480,7 +498,7 @@ class Westar(Recipe):
         }
 
     def shown(self) -> dict[str, str]:
-        """Wrong pairs, in the batches and among what is held back; the score is the latter."""
+        """Label the fractions of wrong pairs in training and held out; the latter is the score."""
         return {
             "wrong_order_train": "wrong pairs in training (lower is better)",
             "wrong_order": "wrong pairs held back (lower is better)",
@@ -488,7 +506,7 @@ class Westar(Recipe):
         }
 
     def next_step(self, run: Path) -> str:
-        """Export; the comparison with the source by labels that were not trained on."""
+        """Return the export command, then the comparison on held-out labels, or the launch."""
         export = f"python -m training export {run} --out {run.name}.onnx"
         if not self.cfg.loss.weak:
             launch = "ros2 launch depth_node depth_node.launch.py"
@@ -500,7 +518,7 @@ class Westar(Recipe):
         )
 
     def _wrong(self, model: nn.Module, places: Sequence[int]) -> Tensor:
-        """Of every ordered pair of some images 1. where the network has it in the wrong order."""
+        """Return 1.0 for each ordered pair (P,) of some images in the wrong order, else 0.0."""
         assert self.labels is not None
         network: Any = model
         device = next(model.parameters()).device
@@ -522,8 +540,8 @@ class Westar(Recipe):
 
     @functools.cached_property
     def _place(self) -> dict[str, int]:
-        """Where each image stands in the data set."""
-        # A data set has its names without reading its images.
+        """Name of an image -> its index in the data set."""
+        # A data set lists its names in `items` without reading the images.
         items = getattr(self.images, "items", self.images)
         return {item.name: k for k, item in enumerate(items)}
 
@@ -532,7 +550,7 @@ class Westar(Recipe):
 
     @functools.cached_property
     def _labelled(self) -> list[int]:
-        """The images that have labels to train on."""
+        """Indices of the images that have labels to train on."""
         if self.labels is None or not self.cfg.loss.weak:
             return []
         return self._places([name for name in self.labels.images if name not in self.held])
@@ -547,7 +565,10 @@ class Westar(Recipe):
 
 
 def _disparity(sample: Sample, window: Window) -> NDArray[np.float32]:
-    """The truth (h, w) in 1/m as a window shows it, NaN where it is unknown."""
+    """Return the true disparity (h, w) of a window in 1/m, NaN where it is unknown.
+
+    Raises DataError for an image without depth.
+    """
     if sample.depth is None:
         raise DataError(f"{sample.name} has no depth: teacher=truth needs it.")
     depth = window.nearest(sample.depth)
@@ -560,9 +581,10 @@ KNOWN = LossConfig(contexts="global")
 def self_training(
     student: Tensor, teacher: Tensor, masks: Tensor | None, cfg: LossConfig
 ) -> Tensor:
-    """Mean |N_c(student) - N_c(teacher)| over the contexts of cfg; maps (N, 1, H, W) disparity.
+    """Return the mean |N_c(student) - N_c(teacher)| over the contexts c of cfg.
 
-    masks (N, L, H, W): numbers from 1, 0 = none; for contexts=masks.
+    Maps (N, 1, H, W) of disparity; the teacher's is NaN where it is unknown. masks (N, L, H, W):
+    numbers from 1, 0 = none; used with contexts=masks.
     """
     valid = torch.isfinite(teacher)
     teacher = torch.where(valid, teacher, torch.zeros_like(teacher))
@@ -577,7 +599,10 @@ def self_training(
 
 
 def ordinal_loss(student: Tensor, batch: Batch, cfg: LossConfig) -> Tensor:
-    """Mean over the labelled images of the mean cost of their pairs; see Westar.batch."""
+    """Return the mean over the labelled images of the mean cost of their pairs.
+
+    student (N, 1, H, W) disparity; points, sign and owner of the batch as in Westar.batch.
+    """
     mapped = student
     if cfg.ordinal_on == "normalised":
         mapped = normalise(student, torch.ones_like(student, dtype=torch.bool), cfg.deviation)
@@ -586,13 +611,16 @@ def ordinal_loss(student: Tensor, batch: Batch, cfg: LossConfig) -> Tensor:
 
 
 def differences(maps: Tensor, batch: Batch) -> Tensor:
-    """Value of the first point minus that of the second (P,) of a batch's pairs."""
+    """Return the value (P,) at the first point minus that at the second of a batch's pairs."""
     points, owner = batch["points"], batch["owner"]
     return at(maps, points[:, :2], owner) - at(maps, points[:, 2:], owner)
 
 
 def at(maps: Tensor, points: Tensor, owner: Tensor) -> Tensor:
-    """Values (P,) of maps (N, 1, H, W) at points (P, 2) as (x, y) px of map owner (P,), linear."""
+    """Interpolate maps (N, 1, H, W) bilinearly at points: values (P,).
+
+    points (P, 2): (x, y) in px. owner (P,): index of each point's map.
+    """
     height, width = maps.shape[-2:]
     x, y = points[:, 0].clamp(0, width - 1), points[:, 1].clamp(0, height - 1)
     left, top = x.long().clamp_max(width - 2), y.long().clamp_max(height - 2)
@@ -605,7 +633,10 @@ def at(maps: Tensor, points: Tensor, owner: Tensor) -> Tensor:
 
 
 def build(cfg: Config, console: Console) -> Westar:
-    """The recipe on its images and labels."""
+    """Open images and labels and return the recipe.
+
+    Raises DataError if either cannot be read.
+    """
     images = open_samples(cfg.images)
     labels = None
     if cfg.labels.file and cfg.loss.weak:
