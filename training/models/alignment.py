@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DepthMaster's feature alignment (arXiv 2501.02576): features held near an external encoder's."""
+"""DepthMaster's feature alignment (arXiv 2501.02576): features pulled to an external encoder's."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from training.losses.diffusion import token_divergence
 from training.models.hub import Dino
 from training.models.mobilenet import ImageNetFeatures
 
-SHRINK = 0.875  # the external encoder sees the image at this scale
+SHRINK = 0.875  # scale of the image for the external encoder
 
 
 class Projector(nn.Module):
-    """Features (N, C, h, w) of the U-Net to the channels of the external encoder: three layers."""
+    """Three 1x1 convolutions from the network's channels to those of the external encoder."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -29,15 +29,15 @@ class Projector(nn.Module):
         )
 
     def forward(self, features: Tensor) -> Tensor:
-        """Projected features."""
+        """Project features (N, inputs, h, w) to (N, outputs, h, w)."""
         out: Tensor = self.body(features)
         return out
 
 
 def external_size(height: int, width: int, patch_px: int) -> tuple[int, int]:
-    """Height and width of the external encoder's input: whole patches at 0.875 of the image.
+    """Return height and width of the external encoder's input: whole patches at 0.875 of the image.
 
-    Raises TrainingError for an image smaller than a patch.
+    Raises TrainingError for an image that is smaller than a patch at that scale.
     """
     rows, columns = (round(SHRINK * side / patch_px) for side in (height, width))
     if min(rows, columns) < 1:
@@ -50,20 +50,20 @@ def external_size(height: int, width: int, patch_px: int) -> tuple[int, int]:
 
 
 class Alignment(nn.Module):
-    """How far features are from an external encoder's (DINOv2's tokens, ImageNet's features) of the
-    same images; the projector is learnt.
+    """The loss between projected features and an external encoder's features of the same images.
 
-    Images enter DINOv2 as its normalisation wants them, 0..1; the published code gives it
+    The external encoder (DINOv2, or a MobileNetV2 with ImageNet weights) is frozen, the projector
+    is learnt. Images are normalised from 0..1, as DINOv2 expects; the published code normalises
     images in -1..1.
     """
 
     def __init__(self, channels: int, external: Dino | ImageNetFeatures) -> None:
         super().__init__()
         self.projector = Projector(channels, external.channels)
-        self._external = (external,)  # in a tuple: frozen, and in no checkpoint
+        self._external = (external,)  # in a tuple, so that no checkpoint contains it
 
     def forward(self, images: Tensor, features: Tensor) -> Tensor:
-        """token_divergence for images (N, 3, H, W) in 0..1 and features (N, C, h, w)."""
+        """Return token_divergence for images (N, 3, H, W) in 0..1 and features (N, C, h, w)."""
         external = self._external[0].to(images.device)
         size = external_size(images.shape[-2], images.shape[-1], external.spec.multiple_px)
         with torch.no_grad():

@@ -16,9 +16,10 @@ from training.models.stable_diffusion import stable_diffusion_parts
 
 
 class Marigold(nn.Module):
-    """A Marigold-class pipeline of diffusers as a teacher: images in 0..1 in, its maps out.
+    """A Marigold pipeline of diffusers as a teacher: images in 0..1 in, its maps out.
 
-    `meaning` is that of the maps. The noise is the same for every image, one map is drawn.
+    One map is drawn, from noise that is the same for every image. `meaning` says whether it is
+    depth or disparity. Raises TrainingError for a pipeline that gives anything else.
     """
 
     spec = NetworkInput((0.0,) * 3, (1.0,) * 3, 8)
@@ -26,7 +27,7 @@ class Marigold(nn.Module):
     def __init__(self, pipe: Any) -> None:
         super().__init__()
         self.unet, self.vae, self.text_encoder = pipe.unet, pipe.vae, pipe.text_encoder
-        self._pipe = (pipe,)  # in a tuple: no submodule
+        self._pipe = (pipe,)  # in a tuple, because a pipeline is no module
         kind = pipe.config.get("prediction_type") or "depth"
         if kind not in ("depth", "disparity"):
             raise TrainingError(
@@ -38,7 +39,7 @@ class Marigold(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """Maps (N, 1, H, W), in 0..1."""
+        """Return maps (N, 1, H, W) in 0..1 of images (N, 3, H, W) in 0..1."""
         maps: Tensor = self._pipe[0](
             images,
             ensemble_size=1,
@@ -53,10 +54,10 @@ class Marigold(nn.Module):
 class GenPercept(nn.Module):
     """A GenPercept as a teacher: images in -1..1 in, its maps in 0..1 out, one step, no noise.
 
-    Its U-Net sees the latent of the image itself, at time 1 under a schedule that is all noise
-    (beta 1), so that the velocity it gives is the negative of the answer's latent. The prompt is
-    empty and not padded (begin and end). Read in the authors' pipeline (aim-uofa/GenPercept
-    afc1578b); the variants with a DPT head instead of the decoder are not for this class.
+    Its U-Net gets the latent of the image itself, at timestep 1 of a schedule of pure noise
+    (beta 1), so that the predicted velocity is the negative of the map's latent. The prompt is
+    empty and not padded (begin and end tokens). As in the authors' pipeline (aim-uofa/GenPercept
+    afc1578b). Variants with a DPT head instead of the decoder are not supported.
     """
 
     def __init__(self, network: SingleStep, gives: str) -> None:
@@ -66,15 +67,16 @@ class GenPercept(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """Maps (N, 1, H, W): depth is 0 at the nearest, disparity 1."""
+        """Return maps (N, 1, H, W) in 0..1: the nearest is 0 in depth, 1 in disparity."""
         velocity = self.network.step(self.network.encode(images)).latent
         return (self.network.decode(-velocity).clamp(-1, 1) + 1) / 2
 
 
 def open_genpercept(cfg: DiffusionConfig, gives: str) -> GenPercept:
-    """A folder of Stable Diffusion 2.1 whose unet/ is GenPercept's. gives: depth or disparity.
+    """Open a folder of Stable Diffusion 2.1 whose unet/ is GenPercept's.
 
-    Raises TrainingError for a variant with a DPT head.
+    gives: what its maps are, depth or disparity. Raises TrainingError for a variant with a DPT head
+    and where parts are missing.
     """
     for head in ("dpt_head", "dpt_head_identity"):
         if (Path(cfg.source) / head).is_dir():
@@ -84,17 +86,18 @@ def open_genpercept(cfg: DiffusionConfig, gives: str) -> GenPercept:
                 " unet_disparity_v2)."
             )
     unet, vae, prompt = stable_diffusion_parts(cfg)
-    # Attention in the text encoder looks back only: what follows the end changes nothing before it.
+    # The text encoder's attention is causal, so the padding after the end token does not change the
+    # first two tokens.
     return GenPercept(SingleStep(unet, vae, prompt[:, :2], cfg), gives)
 
 
 def open_assistant(
     source: str, allow_download: bool = False, revision: str = "main", gives: str = ""
 ) -> SingleStep | Marigold | GenPercept:
-    """A diffusion network as a teacher: a run of depthmaster, a Marigold of diffusers, or, where
-    `gives` is set to depth or disparity, a GenPercept.
+    """Open a diffusion network as a teacher: a run of depthmaster or a Marigold of diffusers.
 
-    Raises TrainingError where it cannot be opened.
+    With `gives` (depth or disparity) `source` is a GenPercept. Raises TrainingError if it cannot be
+    opened.
     """
     folder = Path(source)
     if gives:

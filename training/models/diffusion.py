@@ -4,8 +4,8 @@
 The autoencoder is frozen; the U-Net, always at t = 1 and with the empty prompt, maps the latent of
 an image to the latent of its depth. Images enter as (N, 3, H, W) in -1..1; the output is a map
 (N, 1, H, W), nominally in -1..1, in one of SPACES. diffusers supplies the networks. Nothing is
-downloaded unless `allow_download` is set. Where the paper is silent, or its code differs, a
-comment states it.
+downloaded unless `allow_download` is set. Comments say where the paper gives nothing or its
+published code differs from it.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from training.models.stable_diffusion import stable_diffusion_parts
 FEATURE_LAYERS = ("mid", "down1", "down2")
 PARADIGMS = ("single", "iterative", "denoising")
 TIMESTEP = 1
-ITERATIONS = 4  # of the iterative paradigm (table II)
+ITERATIONS = 4  # passes of the iterative paradigm (table II)
 
 
 @dataclass(frozen=True)
 class DiffusionConfig(HubSource):
-    """Which diffusion model, and how it is used."""
+    """The diffusion model and how it is used."""
 
     source: str = config.option(
         "",
@@ -78,10 +78,10 @@ class DiffusionConfig(HubSource):
 
 
 class FourierEnhancement(nn.Module):
-    """Amplitude and phase of features, each with its own filter, beside a spatial branch.
+    """Fourier Enhancement: convolutions of amplitude and phase, beside a spatial branch.
 
-    Published without an outer residual; ours adds the block to its input through a last convolution
-    that starts at zero, so that a second stage starts from what the first one learnt.
+    The published block has no outer residual. Ours adds its output to its input, through a last
+    convolution that starts at zero, so that stage 2 starts with the function that stage 1 learnt.
     """
 
     def __init__(self, channels: int) -> None:
@@ -100,10 +100,10 @@ class FourierEnhancement(nn.Module):
         nn.init.zeros_(self.fuse.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features (N, C, h, w) -> the same shape."""
+        """Return enhanced features of features (N, C, h, w), of the same shape."""
         x0 = self.norm(x)
         u = functional.silu(self.enter(x0))
-        # A transform of half precision exists for some sizes on some devices only.
+        # An FFT in half precision exists only for some sizes and devices.
         spectrum = torch.fft.rfft2(u.float(), norm="ortho")
         amplitude = functional.silu(self.amplitude(spectrum.abs().to(u.dtype))).float()
         phase = functional.silu(self.phase(spectrum.angle().to(u.dtype))).float()
@@ -124,13 +124,13 @@ class Step:
 
 
 class SingleStep(nn.Module):
-    """Image in, map of `space` out; the networks of diffusers around DepthMaster's way of use.
+    """The network of DepthMaster: U-Net and autoencoder of diffusers, from image to map of `space`.
 
-    As every network here it has `spec`, `forward` (disparity, large = near) and `answer`.
+    Like every network here it has `spec`, `forward` (disparity, large = near) and `answer`.
     """
 
     teacher_only = True
-    """Nine hundred million parameters and Fourier transforms: no network to export"""
+    """Refused by `export`: 900 million parameters and Fourier transforms are not for a robot."""
     prompt: Tensor
     offset: Tensor
     latent_scale: Tensor
@@ -139,12 +139,13 @@ class SingleStep(nn.Module):
         super().__init__()
         self.unet, self.vae, self.cfg = unet, vae.requires_grad_(False), cfg
         self.register_buffer("prompt", prompt)
-        # low / (high - low) of the targets seen in training: what a square or an inverse needs to
-        # undo the scaling to -1..1. An image's own is not known to the network.
+        # Mean low / (high - low) of the targets seen in training. `disparity` needs it to undo the
+        # scaling to -1..1 before it squares or inverts, as the network does not know that of an
+        # image.
         self.register_buffer("offset", torch.tensor(0.5))
-        # Latents have a variance of about 1, as Stable Diffusion's file gives it and as
-        # `observe_latents` measures it of an autoencoder of ours: the weights of a loss that
-        # compares latents with something else mean nothing otherwise.
+        # The factor that gives latents a variance of about 1, from Stable Diffusion's configuration
+        # or, for our own autoencoder, measured by `observe_latents`. Without it the weight of the
+        # latent loss could not be compared with the weights of other terms.
         self.register_buffer("latent_scale", torch.tensor(float(vae.config.scaling_factor)))
         self.channels: int = unet.config.block_out_channels[-1]
         self.latent_px = 2 ** (len(vae.config.block_out_channels) - 1)
@@ -155,9 +156,10 @@ class SingleStep(nn.Module):
             vae.enable_gradient_checkpointing()
 
     def encode(self, images: Tensor) -> Tensor:
-        """Images (N, 3, H, W) in -1..1 -> scaled latents (N, 4, h, w): the mean, nothing is drawn.
+        """Encode images (N, 3, H, W) in -1..1 to scaled latents (N, 4, h, w).
 
-        Raises TrainingError where the sides are no multiples of a latent cell.
+        The mean of the latent distribution is taken, no sample. Raises TrainingError if the sides
+        are not multiples of a latent cell.
         """
         if min(images.shape[-2:]) < self.latent_px or any(
             side % self.latent_px for side in images.shape[-2:]
@@ -172,9 +174,10 @@ class SingleStep(nn.Module):
         return mean * self.latent_scale
 
     def decode(self, latent: Tensor) -> Tensor:
-        """Latents -> map (N, 1, H, W) float32, the mean of the three channels, not clipped.
+        """Decode scaled latents (N, 4, h, w) to maps (N, 1, H, W) float32, not clipped.
 
-        Raises TrainingError where half precision overflowed on the way.
+        A map is the mean of the three decoded channels. Raises TrainingError if it holds NaN or
+        infinity, mostly because half precision overflowed.
         """
         with self._autoencoder_precision(latent):
             decoded: Tensor = self.vae.decode(self._wide(latent / self.latent_scale)).sample
@@ -200,7 +203,7 @@ class SingleStep(nn.Module):
         return torch.autocast(x.device.type, enabled=False)
 
     def step(self, latent: Tensor, layer: str = "", timestep: Tensor | None = None) -> Step:
-        """One pass of the U-Net; with `layer`, one of FEATURE_LAYERS, also its features."""
+        """Run the U-Net once; with `layer`, one of FEATURE_LAYERS, also return its features."""
         captured: list[Tensor] = []
 
         def enhance(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
@@ -225,7 +228,10 @@ class SingleStep(nn.Module):
         return Step(answer, captured[-1] if captured else None)
 
     def predict(self, latent: Tensor, layer: str = "") -> Step:
-        """The latent of depth from the latent of the image, by the paradigm."""
+        """Predict the latent of depth from the latent of the image, by the paradigm.
+
+        The denoising paradigm returns no features.
+        """
         if self.cfg.paradigm == "single":
             return self.step(latent, layer)
         if self.cfg.paradigm == "iterative":
@@ -236,7 +242,10 @@ class SingleStep(nn.Module):
         return Step(self._denoise(latent), None)
 
     def _denoise(self, latent: Tensor) -> Tensor:
-        """From noise (the same every time) to the latent of depth, seeing the image's."""
+        """Denoise to the latent of depth, conditioned on that of the image.
+
+        The initial noise is the same at every call.
+        """
         from diffusers import DDIMScheduler
 
         scheduler = DDIMScheduler.from_config(_noise().config, timestep_spacing="trailing")
@@ -252,7 +261,10 @@ class SingleStep(nn.Module):
         return noisy
 
     def denoising_loss(self, latent: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
-        """The denoising paradigm's loss: velocity at a drawn time (Marigold), valid cells only."""
+        """Return the loss of the denoising paradigm over the valid cells.
+
+        The squared error of the velocity at a random timestep (Marigold).
+        """
         scheduler = _noise()
         steps = scheduler.config["num_train_timesteps"]
         t = torch.randint(0, steps, (len(latent),), device=latent.device)
@@ -262,12 +274,12 @@ class SingleStep(nn.Module):
         return masked_mse(velocity, scheduler.get_velocity(truth, noise, t), mask)
 
     def map(self, images: Tensor) -> Tensor:
-        """The map (N, 1, H, W) of `space`, clipped to -1..1."""
+        """Predict the map (N, 1, H, W) of `space`, clipped to -1..1, of images in -1..1."""
         return self.decode(self.predict(self.encode(images)).latent).clamp(-1, 1)
 
     @torch.no_grad()
     def observe(self, target_map: Target) -> None:
-        """Track the average range of the training targets, which `disparity` needs."""
+        """Update `offset`, the running mean that `disparity` needs, from training targets."""
         span = target_map.high - target_map.low
         usable = span > 0
         if usable.any():
@@ -276,15 +288,18 @@ class SingleStep(nn.Module):
 
     @torch.no_grad()
     def observe_latents(self, latents: Tensor) -> None:
-        """Track what makes the deviation of unscaled latents (N, 4, h, w) 1."""
+        """Update `latent_scale`, which makes the standard deviation of latents 1.
+
+        latents (N, 4, h, w): unscaled.
+        """
         deviation = latents.float().std().clamp_min(1e-6)
         self.latent_scale.lerp_((1 / deviation).to(self.latent_scale), 0.02)
 
     def disparity(self, values: Tensor) -> Tensor:
-        """Maps of `space` in -1..1 -> relative disparity, large = near.
+        """Convert maps of `space` in -1..1 to relative disparity, large = near.
 
-        Exact up to scale where the range of the image is the average one (`offset`); the paper
-        aligns in its own space instead, which needs no such average (evaluation sqrt_disp_ls).
+        Exact up to scale if the range of the image equals the mean range of training (`offset`).
+        The paper aligns in its own space instead, which needs no mean (evaluation sqrt_disp_ls).
         """
         relative = (values + 1) / 2
         offset = self.offset.clamp_min(0)
@@ -295,22 +310,25 @@ class SingleStep(nn.Module):
         return 1.0 / (relative + offset.clamp_min(0.05))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Relative disparity of images normalised by `spec` (-1..1)."""
+        """Return relative disparity (N, 1, H, W) of images normalised by `spec` (-1..1)."""
         return self.disparity(self.map(images))
 
     def answer(self, images: Tensor) -> NetworkOutput:
-        """Disparity, and the features of the U-Net's middle block."""
+        """Return disparity and the features of the U-Net's middle block.
+
+        The denoising paradigm has none; the latent of depth is returned instead.
+        """
         step = self.predict(self.encode(images), "mid")
         features = step.features if step.features is not None else step.latent
         return NetworkOutput(self.disparity(self.decode(step.latent).clamp(-1, 1)), None, features)
 
     def reconstruct(self, values: Tensor) -> Tensor:
-        """Maps in -1..1 through the autoencoder alone: what is lost there (table II, I2L)."""
+        """Encode and decode maps (N, 1, H, W) in -1..1: what the autoencoder loses (table II)."""
         return self.decode(self.encode(values.expand(-1, 3, -1, -1)))
 
 
 def _noise() -> Any:
-    """Stable Diffusion 2's noise, ending in pure noise (zero terminal SNR), velocity predicted."""
+    """Return Stable Diffusion 2's noise schedule with zero terminal SNR; it predicts velocity."""
     from diffusers import DDPMScheduler
 
     return DDPMScheduler(
@@ -324,7 +342,7 @@ def _noise() -> Any:
 
 
 def open_diffusion(cfg: DiffusionConfig) -> SingleStep:
-    """The network of the settings. Raises TrainingError where parts are missing or do not fit."""
+    """Open the network of the settings. Raises TrainingError if parts are missing or do not fit."""
     unet, vae, prompt = _random_parts(cfg) if not cfg.source else stable_diffusion_parts(cfg)
     if cfg.paradigm == "denoising":
         _widen(unet)
@@ -332,9 +350,9 @@ def open_diffusion(cfg: DiffusionConfig) -> SingleStep:
 
 
 def from_checkpoint(content: Mapping[str, Any], where: object = "the checkpoint") -> SingleStep:
-    """The network of a run of depthmaster, in eval mode; content: as checkpoints.read gives it.
+    """Return the network of a run of depthmaster, in eval mode.
 
-    Raises TrainingError for a run of another recipe.
+    content: from checkpoints.read. Raises TrainingError for a run of another recipe.
     """
     if content["recipe"] != "depthmaster":
         raise TrainingError(
@@ -347,12 +365,15 @@ def from_checkpoint(content: Mapping[str, Any], where: object = "the checkpoint"
 
 
 def unscaled(network: SingleStep) -> dict[str, Tensor]:
-    """What runs lack that were written before latents were scaled: the factor of 1 they had."""
+    """Return the `latent_scale` that runs lack which were written before latents were scaled.
+
+    It is the fresh network's: 1 for the small networks, as those runs had.
+    """
     return {"latent_scale": network.latent_scale}
 
 
 def open_run(path: Path) -> SingleStep:
-    """The network that a run of the recipe depthmaster learnt, in eval mode."""
+    """Return the network of a run folder of recipe depthmaster, in eval mode."""
     return from_checkpoint(checkpoints.read(path), path)
 
 
@@ -367,7 +388,7 @@ def _random_parts(cfg: DiffusionConfig) -> tuple[Any, Any, Tensor]:
         down_block_types=("CrossAttnDownBlock2D",) * (levels - 1) + ("DownBlock2D",),
         up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * (levels - 1),
         cross_attention_dim=cfg.prompt_width,
-        # The number of heads, despite its name.
+        # Despite its name diffusers takes this as the number of heads.
         attention_head_dim=tuple(max(width // 16, 1) for width in cfg.unet_widths),
         norm_num_groups=8,
         use_linear_projection=True,
@@ -388,7 +409,7 @@ def _random_parts(cfg: DiffusionConfig) -> tuple[Any, Any, Tensor]:
 
 @torch.no_grad()
 def _widen(unet: Any) -> None:
-    """Twice the input channels, image beside noisy depth; the weights are shared out evenly."""
+    """Double the input channels for image and noisy depth; each half gets half of the weights."""
     old = unet.conv_in
     wide = nn.Conv2d(2 * old.in_channels, old.out_channels, old.kernel_size, padding=old.padding)
     wide.weight.copy_(torch.cat([old.weight, old.weight], dim=1) / 2)
@@ -397,8 +418,9 @@ def _widen(unet: Any) -> None:
 
 
 def memory(model: nn.Module) -> dict[str, float]:
-    """GiB that a model takes in training but for its activations: float32 weights as they are,
-    gradients and AdamW's two moments of what is learnt.
+    """Return the GiB that a model takes in training, without activations.
+
+    Weights as they are stored, and float32 gradients and AdamW's two moments of those that learn.
     """
     gib = 2.0**30
     weights = sum(p.numel() * p.element_size() for p in model.parameters()) / gib

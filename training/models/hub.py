@@ -25,9 +25,9 @@ from training.models.network_io import (
 
 @dataclass(frozen=True)
 class HubSource:
-    """A network of the Hugging Face hub; every section of settings that names one derives from it.
+    """A network of the Hugging Face hub; base of every section of settings that names one.
 
-    A subclass redefines `source` where it accepts more than a folder or an id.
+    A subclass redefines `source` if it accepts more than a folder or an id.
     """
 
     source: str = config.option("", "Folder or id on the Hugging Face hub; empty: none.")
@@ -42,7 +42,7 @@ class HubSource:
 
 @dataclass(frozen=True)
 class _Size:
-    """The sizes of a Depth Anything: encoder width, layers, heads; decoder; tapped layers."""
+    """Sizes of a Depth Anything: encoder width, layers, heads; decoder channels; tapped layers."""
 
     hidden: int
     depth: int
@@ -53,11 +53,11 @@ class _Size:
     head: int = 32
 
 
-# Metres closer to 0 than this fraction of a metric network's far end are inverted as if at it.
+# The metres of a metric network are clamped to this fraction of its max_depth before inversion.
 NEAREST_OF_FARTHEST = 1e-3
 
-# small, base, large are those of Depth Anything V2 (and of Distill Any Depth); vit_tiny is ours,
-# after DeiT's, for edge devices; debug is for tests.
+# small, base and large are those of Depth Anything V2 and of Distill Any Depth. vit_tiny is ours,
+# with the encoder of DeiT-Tiny, for edge devices. debug is for tests.
 SIZES = {
     "debug": _Size(32, 4, 2, (8, 8, 16, 16), 16, (1, 2, 3, 4), head=8),
     "vit_tiny": _Size(192, 12, 3, (24, 48, 96, 192), 48, (3, 6, 9, 12)),
@@ -83,28 +83,28 @@ class DepthAnything(nn.Module):
         self.channels: int = settings.backbone_config.hidden_size
         self.relative = settings.depth_estimation_type == "relative"
         self.meaning = "disparity_affine_invariant" if self.relative else "depth_metric"
-        if self.relative:  # taken out of the network, so that losses can see behind it
+        if self.relative:  # the ReLU is applied in `answer`, which also returns its input
             network.head.activation2 = nn.Identity()
 
     def as_disparity(self) -> DepthAnything:
-        """The same network, in place, whose output is disparity, whatever it was.
+        """Make disparity the output of this network, in place, and return it.
 
-        For whoever trains it with losses that ignore scale and shift: its metres do not survive.
+        For training with losses that ignore scale and shift: its metres would become wrong.
         """
         self.meaning = "disparity_affine_invariant"
         return self
 
     def forward(self, x: Tensor) -> Tensor:
-        """Relative disparity (or metres, by `meaning`) of normalised images."""
+        """Return relative disparity, or metres (see `meaning`), (N, 1, H, W) of images."""
         if self.meaning == "depth_metric":
             return self._output(x)[0]
         return self.answer(x).disparity
 
     def answer(self, x: Tensor) -> NetworkOutput:
-        """Disparity, the input of the final ReLU, and the encoder's patch features.
+        """Return disparity, the input of the final ReLU, and the encoder's patch features.
 
-        A metric network's disparity is 1 / metres, and no ReLU ends it. Raises ValueError where
-        the sides are no multiples of a patch.
+        The disparity of a metric network is 1 / metres, and it has no final ReLU. Raises ValueError
+        if the sides are not multiples of a patch.
         """
         y, features = self._output(x)
         if self.relative:
@@ -113,9 +113,9 @@ class DepthAnything(nn.Module):
         return NetworkOutput(1.0 / y.clamp_min(nearest), None, features)
 
     def _output(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """What the head gives, (N, 1, H, W), before a final ReLU; the encoder's features.
+        """Return the head's output (N, 1, H, W) before a final ReLU, and the encoder's features.
 
-        Raises ValueError where the sides are no multiples of a patch.
+        Raises ValueError if the sides are not multiples of a patch.
         """
         rows, columns = x.shape[-2] // PATCH_PX, x.shape[-1] // PATCH_PX
         if x.shape[-2] % PATCH_PX or x.shape[-1] % PATCH_PX:
@@ -125,14 +125,14 @@ class DepthAnything(nn.Module):
             )
         net = self.network
         maps = net.backbone.forward_with_filtered_kwargs(x).feature_maps
-        # The first token stands for the whole image, the others for the patches row by row.
+        # The first token is the class token; the others are the patches, row by row.
         features = maps[-1][:, 1:].transpose(1, 2).unflatten(2, (rows, columns))
         y = net.head(net.neck(maps, rows, columns), rows, columns)[:, None].float()
         return y, features
 
 
 class Dino(nn.Module):
-    """A frozen DINOv2: what feature alignment compares a student's encoder with."""
+    """A frozen DINOv2, the reference of feature alignment."""
 
     spec = NetworkInput(IMAGENET_MEAN, IMAGENET_STD, PATCH_PX)
 
@@ -143,7 +143,7 @@ class Dino(nn.Module):
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
-        """Patch features (N, C, H / 14, W / 14) of normalised images."""
+        """Return patch features (N, C, H / 14, W / 14) of normalised images (N, 3, H, W)."""
         rows, columns = x.shape[-2] // PATCH_PX, x.shape[-1] // PATCH_PX
         tokens: Tensor = self.network(pixel_values=x).last_hidden_state
         return tokens[:, 1:].transpose(1, 2).unflatten(2, (rows, columns))
@@ -151,20 +151,20 @@ class Dino(nn.Module):
 
 @torch.no_grad()
 def initialise_decoder(network: Any) -> Any:
-    """Initialise the decoder of a Depth Anything, in place.
+    """Initialise the decoder of a Depth Anything, in place, and return the network.
 
-    The library's random weights are so small that the decoder answers 1e-8 and does not learn.
+    The library's random weights are so small that the decoder's output is 1e-8 and does not learn.
     """
     for part in (network.neck, network.head):
         for layer in part.modules():
             if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
                 layer.reset_parameters()
-    network.head.conv3.bias.fill_(1.0)  # above the ReLU's dead side
+    network.head.conv3.bias.fill_(1.0)  # otherwise the final ReLU may output 0 everywhere
     return network
 
 
 def depth_anything_config(kind: str) -> Any:
-    """The configuration of transformers for a Depth Anything of SIZES[kind]."""
+    """Return the configuration of transformers for a Depth Anything of SIZES[kind]."""
     from transformers import DepthAnythingConfig, Dinov2Config
 
     size = SIZES[kind]
@@ -188,9 +188,9 @@ def depth_anything_config(kind: str) -> Any:
 
 
 def from_pretrained(cls: Any, cfg: HubSource) -> Any:
-    """`cls.from_pretrained` of a model or configuration class of transformers.
+    """Return cls.from_pretrained(cfg.source) for a model or configuration class of transformers.
 
-    Reads local files unless cfg.allow_download, and no pickles. Raises TrainingError where the
+    Reads only local files unless cfg.allow_download, and never pickles. Raises TrainingError if the
     network cannot be opened or lacks weights.
     """
     from transformers.utils import logging

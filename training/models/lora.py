@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which part of a network learns: all, decoder, or low-rank updates (LoRA)."""
+"""Which part of a network learns: all, encoder, decoder, or low-rank updates (LoRA)."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from training.models.unet import SmallUNet
 
 TUNE_MODES = ("lora", "full", "encoder", "decoder")
 STATISTICS = ("source", "place", "both")
-# The names of the same four matrices: transformers 5, transformers 4, and one fused matrix for the
-# first three (timm, the original DINOv2), of which no part can be had alone.
+# The names of the four matrices in transformers 5, in transformers 4, and in timm and the original
+# DINOv2, which fuse the first three into one (then all three get the update).
 _LAYERS = {
     "q": ("q_proj", "query", "qkv"),
     "k": ("k_proj", "key", "qkv"),
@@ -30,7 +30,7 @@ _LAYERS = {
 
 @dataclass(frozen=True)
 class TuneConfig:
-    """Which weights learn. WeSTAR does not state which of q, k, v, o; q and v are WeSAM's."""
+    """Which weights learn. WeSTAR does not say which of q, k, v, o; q and v are WeSAM's choice."""
 
     mode: str = config.option(
         "lora", "low-rank updates of the encoder, or whole parts.", choices=TUNE_MODES
@@ -76,7 +76,7 @@ class TuneConfig:
             raise config.ConfigError(f"pattern is no regular expression: {error}") from error
 
     def regex(self) -> str:
-        """What the names of the updated layers match."""
+        """Return the regular expression that the names of the updated layers match."""
         if self.pattern:
             return self.pattern
         names = dict.fromkeys(name for target in self.targets for name in _LAYERS[target])
@@ -87,13 +87,13 @@ ENCODER = re.compile(r"(^|\.)(backbone|blocks|stem|stages|context)(\.|$)")
 
 
 def in_encoder(name: str) -> bool:
-    """Whether a parameter of that name belongs to the encoder of a U-Net or Depth Anything."""
+    """Return whether a parameter of that name is in the encoder of a U-Net or Depth Anything."""
     return bool(ENCODER.search(name))
 
 
 @torch.no_grad()
 def fresh_decoder(network: nn.Module) -> None:
-    """Random weights for all but the encoder, in place."""
+    """Give all weights but the encoder's random values, in place."""
     if isinstance(network, DepthAnything):
         initialise_decoder(network.network)
         return
@@ -103,15 +103,15 @@ def fresh_decoder(network: nn.Module) -> None:
 
 
 def tune(model: nn.Module, cfg: TuneConfig) -> nn.Module:
-    """The same model, in place, with gradients for the weights of cfg.mode, and low-rank updates.
+    """Set which weights of the model learn, in place, and return it.
 
-    Raises TrainingError where no layer fits.
+    Mode lora adds low-rank updates, which alone learn. Raises TrainingError if no layer matches.
     """
     if cfg.mode != "lora":
         for name, parameter in model.named_parameters():
             inside = in_encoder(name)
             learns = cfg.mode == "full" or inside == (cfg.mode == "encoder")
-            # The mask token is of masked image modelling and takes no part in the output.
+            # The mask token is for masked image modelling and does not affect the output.
             parameter.requires_grad_(learns and not name.endswith("mask_token"))
         return model
     from peft import LoraConfig, inject_adapter_in_model
@@ -122,7 +122,7 @@ def tune(model: nn.Module, cfg: TuneConfig) -> nn.Module:
         name
         for name, layer in model.named_modules()
         if isinstance(layer, nn.Linear | nn.Conv2d)
-        and getattr(layer, "groups", 1) == 1  # peft's updates of others are in groups themselves
+        and getattr(layer, "groups", 1) == 1  # for others peft's updates would be grouped too
         and re.fullmatch(regex, name)
     ]
     if not layer_names:
@@ -143,9 +143,10 @@ def tune(model: nn.Module, cfg: TuneConfig) -> nn.Module:
 
 
 def low_rank(model: nn.Module) -> Iterator[tuple[Tensor, Tensor, float]]:
-    """(A (r, in), B (out, r), scale) of every low-rank update: W + scale B A.
+    """Yield (A (r, in), B (out, r), scale) of every low-rank update W + scale B A.
 
-    Of a convolution, in counts the kernel's places too: A is a convolution and B is 1x1.
+    For a convolution A is a convolution with its kernel, flattened to (r, channels * kernel area),
+    and B is a 1x1 one.
     """
     for module in model.modules():
         layer: Any = module
@@ -156,12 +157,11 @@ def low_rank(model: nn.Module) -> Iterator[tuple[Tensor, Tensor, float]]:
 
 
 def hold_statistics(model: nn.Module) -> None:
-    """All batch normalisations use their statistics as they are, whether their weights learn or
-    not. Call it after train().
+    """Keep the statistics of all batch normalisations fixed; call it after train().
 
-    Otherwise a network would drift by its statistics, which no pull to the source holds back; and
-    one that comes from an exported file, whose statistics are folded into its convolutions, would
-    not begin as its source at all.
+    Otherwise a network would drift by its statistics, which no regularisation towards the source
+    limits; and one from an exported file, whose statistics are folded into its convolutions, would
+    not start with the source's function. Weights of the normalisations may still learn.
     """
     for layer in model.modules():
         if isinstance(layer, nn.BatchNorm2d):
@@ -169,7 +169,7 @@ def hold_statistics(model: nn.Module) -> None:
 
 
 def merged(model: nn.Module, scale: float = 1.0) -> nn.Module:
-    """The same model, in place, with its low-rank updates, times `scale`, added to the weights."""
+    """Add the low-rank updates, times `scale`, to the weights, in place, and return the model."""
     for parent in list(model.modules()):
         for name, module in list(parent.named_children()):
             child: Any = module

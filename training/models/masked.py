@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Masked image modelling: an encoder learns to predict the hidden parts of an image.
 
-Two kinds. SimMIM (Xie et al. 2022): hidden patches are replaced by a learnt token, one convolution
-predicts their pixels, the loss is the mean |difference| over hidden pixels. MAE (He et al. 2022):
-hidden patches never enter the encoder, a small transformer predicts their pixels, each patch
-normalised; the loss is the mean squared difference. Written from the papers; images are
-(N, 3, H, W), normalised.
+Two variants. SimMIM (Xie et al. 2022): hidden patches are replaced by a learnt token, one
+convolution predicts their pixels, the loss is the mean |difference| over hidden pixels. MAE (He et
+al. 2022): hidden patches do not enter the encoder, a small transformer predicts their pixels, each
+patch normalised; the loss is the mean squared difference over hidden patches. Written from the
+papers; images are (N, 3, H, W), normalised.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ VARIANTS = ("simmim", "mae")
 
 @dataclass(frozen=True)
 class MaskingConfig:
-    """What is hidden. SimMIM's unit of 32 px is that of a Swin; with patches of 14 px it is 28."""
+    """What is hidden. SimMIM's 32 px are for a Swin encoder; for patches of 14 px ours are 28."""
 
     variant: str = config.option("simmim", "Kind of masked image modelling.", choices=VARIANTS)
     unit_px: int = config.option(
@@ -53,9 +53,10 @@ class MaskingConfig:
 def random_mask(
     count: int, height: int, width: int, unit_px: int, ratio: float, device: Any = None
 ) -> Tensor:
-    """(count, 1, height, width) bool, True = hidden: round(ratio * units) squares of each image.
+    """Draw masks (count, 1, height, width) bool, True = hidden.
 
-    Drawn from torch's generator. Raises TrainingError where not one square fits.
+    In each image round(ratio * squares), but at least one, are hidden. Drawn from torch's
+    generator. Raises TrainingError if height or width is not a multiple of unit_px.
     """
     rows, columns = height // unit_px, width // unit_px
     if not rows or not columns or height % unit_px or width % unit_px:
@@ -70,23 +71,27 @@ def random_mask(
 
 
 def cells(mask: Tensor, patch_px: int) -> Tensor:
-    """The mask (N, 1, H, W) per patch (N, 1, H / patch, W / patch)."""
+    """Reduce a mask (N, 1, H, W) to one value per patch (N, 1, H / patch, W / patch)."""
     return mask[..., ::patch_px, ::patch_px]
 
 
 def hidden_l1(prediction: Tensor, images: Tensor, mask: Tensor) -> Tensor:
-    """SimMIM's loss: sum |x - x'| over hidden pixels / (their number + 1e-5) / channels."""
+    """Return SimMIM's loss: sum |x - x'| over hidden pixels / (their number + 1e-5) / channels."""
     total = ((prediction.float() - images).abs() * mask).sum()
     return total / (mask.sum() + 1e-5) / images.shape[1]
 
 
 def patch_pixels(images: Tensor, patch_px: int) -> Tensor:
-    """Images (N, C, H, W) as rows of patches (N, P, C * patch * patch), from left to right."""
+    """Cut images (N, C, H, W) into patches (N, P, C * patch * patch), row by row."""
     return functional.unfold(images, patch_px, stride=patch_px).mT
 
 
 def hidden_mse(prediction: Tensor, images: Tensor, hidden: Tensor, patch_px: int) -> Tensor:
-    """MAE's loss: patches (N, P, .) against pixels normalised within each patch, where hidden."""
+    """Return MAE's loss: mean squared difference of hidden patches.
+
+    prediction (N, P, C * patch * patch) against the pixels, normalised within each patch; hidden
+    (N, P) bool.
+    """
     pixels = patch_pixels(images, patch_px)
     truth = (pixels - pixels.mean(2, keepdim=True)) / (pixels.var(2, keepdim=True) + 1e-6).sqrt()
     error = ((prediction.float() - truth) ** 2).mean(dim=2)
@@ -94,9 +99,9 @@ def hidden_mse(prediction: Tensor, images: Tensor, hidden: Tensor, patch_px: int
 
 
 class PixelHead(nn.Module):
-    """Predicts hidden pixels from an encoder's features; learnt beside it, not exported.
+    """The head that predicts hidden pixels; learnt beside the encoder, not exported.
 
-    Raises TrainingError for a hidden square that cuts a patch, and for MAE without tokens.
+    Raises TrainingError for hidden squares that cut through a patch, and for MAE with a U-Net.
     """
 
     positions: Tensor
@@ -110,7 +115,7 @@ class PixelHead(nn.Module):
         if cfg.variant == "simmim":
             self.head = nn.Conv2d(network.channels, pixels, 1)
             if not isinstance(network, DepthAnything):
-                # The U-Net has no tokens: what is hidden is painted over.
+                # The U-Net has no tokens: hidden squares are filled with this learnt colour.
                 self.paint = nn.Parameter(torch.zeros(1, 3, 1, 1))
             return
         if not isinstance(network, DepthAnything):
@@ -136,7 +141,7 @@ class PixelHead(nn.Module):
         self.head_patches = nn.Linear(cfg.decoder_width, pixels)
 
     def loss(self, network: Network, images: Tensor) -> Tensor:
-        """Loss (scalar) of predicting hidden squares of images (N, 3, H, W) from the rest."""
+        """Return the loss of predicting hidden squares of images (N, 3, H, W) from the rest."""
         n, _, height, width = images.shape
         mask = random_mask(n, height, width, self.cfg.unit_px, self.cfg.ratio, device=images.device)
         if self.cfg.variant == "mae":
@@ -151,7 +156,7 @@ class PixelHead(nn.Module):
 
     def _mae(self, network: Network, images: Tensor, mask: Tensor) -> Tensor:
         hidden = cells(mask, self.patch_px).flatten(1)
-        # Visible patches first, each in its order: all images show as many.
+        # Visible patches first, in their order; every image has the same number of them.
         order = hidden.int().argsort(dim=1, stable=True)
         shown = int((~hidden[0]).sum())
         with _only(network, order[:, :shown]):
@@ -165,9 +170,7 @@ class PixelHead(nn.Module):
 
 
 def check_unit(network: Network, cfg: MaskingConfig) -> None:
-    """TrainingError where a hidden square would cut through a patch; the U-Net, whose squares are
-    painted over, has none.
-    """
+    """Raise TrainingError if a hidden square would cut through a patch; a U-Net has no patches."""
     if isinstance(network, DepthAnything) and cfg.unit_px % PATCH_PX:
         raise TrainingError(
             f"masking.unit_px {cfg.unit_px} is no multiple of the encoder's patch of"
@@ -176,12 +179,12 @@ def check_unit(network: Network, cfg: MaskingConfig) -> None:
 
 
 def stride(network: Network) -> int:
-    """Pixels per cell of the encoder's last features."""
+    """Return the stride of the encoder's last features, px."""
     return PATCH_PX if isinstance(network, DepthAnything) else network.spec.multiple_px
 
 
 def encode(network: Network, images: Tensor) -> Tensor:
-    """The encoder's last features (N, C, h, w), without the decoder where that can be spared."""
+    """Return the encoder's last features (N, C, h, w); of a Depth Anything without the decoder."""
     if not isinstance(network, DepthAnything):
         return network.answer(images).features
     tokens = _tokens(network, images)[:, 1:]
@@ -198,7 +201,10 @@ def _tokens(network: Any, images: Tensor) -> Tensor:
 
 @contextmanager
 def replaced(network: Any, hidden: Tensor) -> Iterator[None]:
-    """Hidden patches (N, 1, h, w) enter the encoder as its mask token, with their place."""
+    """Inside, hidden patches (N, 1, h, w) enter the encoder as its mask token.
+
+    They keep their positional embedding.
+    """
     embeddings = network.network.backbone.embeddings
 
     def swap(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
@@ -214,7 +220,10 @@ def replaced(network: Any, hidden: Tensor) -> Iterator[None]:
 
 @contextmanager
 def _only(network: Any, shown: Tensor) -> Iterator[None]:
-    """Only the patches `shown` (N, V), and the first token, enter the encoder's layers."""
+    """Inside, only the patches with indices `shown` (N, V) and the first token enter the encoder.
+
+    Positional embeddings are added before.
+    """
 
     def choose(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
         index = shown[..., None].expand(-1, -1, output.shape[2])
@@ -228,7 +237,7 @@ def _only(network: Any, shown: Tensor) -> Iterator[None]:
 
 
 def _sines(rows: int, columns: int, width: int) -> Tensor:
-    """Sinusoidal positions (1, rows * columns, width): half the channels row, half column."""
+    """Return sinusoidal positions (1, rows * columns, width), half for rows, half for columns."""
     quarter = width // 4
     rate = torch.exp(-math.log(10_000.0) * torch.arange(quarter) / max(quarter, 1))
 
@@ -243,8 +252,9 @@ def _sines(rows: int, columns: int, width: int) -> Tensor:
 
 
 class DropPath(nn.Module):
-    """Leaves out a residual branch of some images of a batch, and makes up for it in the others
-    (stochastic depth, Huang et al. 2016).
+    """Stochastic depth (Huang et al. 2016): drops a residual branch for some images of a batch.
+
+    The branch of the other images is scaled up, so that its mean does not change.
     """
 
     def __init__(self, probability: float) -> None:
@@ -252,7 +262,7 @@ class DropPath(nn.Module):
         self.probability = probability
 
     def forward(self, x: Tensor) -> Tensor:
-        """The branch, or 0, per image; as it is outside of training."""
+        """Return the scaled branch or 0 for each image; outside of training the branch itself."""
         if not self.training or self.probability == 0:
             return x
         keep = 1 - self.probability
@@ -261,7 +271,7 @@ class DropPath(nn.Module):
 
 
 def drop_paths(network: Network, probability: float) -> None:
-    """Give an encoder of tokens drop paths; their probability grows linearly with the layer.
+    """Give a transformer encoder drop paths, with a probability that grows linearly with the layer.
 
     The first layer has 0, the last one `probability`. Raises TrainingError for a U-Net.
     """

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from training.checkpoints import TrainingError
 from training.models.network_io import IMAGENET_MEAN, IMAGENET_STD, NetworkInput
 
-# Expansion, channels, blocks and stride of the first block of every stage (table 2 of the paper).
+# Expansion, channels, number of blocks and stride of the first block of each stage (table 2 of the
+# paper).
 STAGES = (
     (1, 16, 1, 1),
     (6, 24, 2, 2),
@@ -28,8 +29,8 @@ STAGES = (
     (6, 160, 3, 2),
     (6, 320, 1, 1),
 )
-TAPS = {1: 16, 3: 24, 6: 32, 13: 96, 17: 320}  # block -> channels: the last of strides 2 to 32
-SHA256 = "b0353104"  # of torchvision's file, as far as its name gives it
+TAPS = {1: 16, 3: 24, 6: 32, 13: 96, 17: 320}  # last block of strides 2 to 32 -> its channels
+SHA256 = "b0353104"  # the first digits of the hash of torchvision's file, from its name
 NOTICE = (
     "encoder began as torchvision's MobileNetV2 of ImageNet (mobilenet_v2-b0353104.pth,"
     " BSD-3-Clause, Copyright (c) Soumith Chintala 2016)"
@@ -59,9 +60,9 @@ class _InvertedResidual(nn.Module):
 
 
 class MobileNetV2(nn.Module):
-    """Features of (N, 3, H, W) images at strides 2 to 32, of TAPS channels.
+    """The encoder: features of images (N, 3, H, W) at strides 2 to 32, with the channels of TAPS.
 
-    `taken` is how the images that it gets are normalised; it needs ImageNet's way.
+    taken: the normalisation of its images, which is converted to ImageNet's.
     """
 
     gain: Tensor
@@ -85,7 +86,7 @@ class MobileNetV2(nn.Module):
         self.blocks = nn.ModuleList(blocks)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Features at strides 2, 4, 8, 16, 32."""
+        """Return features (N, C, h, w) at strides 2, 4, 8, 16, 32."""
         x = x * self.gain + self.shift
         taps = []
         for index, block in enumerate(self.blocks):
@@ -96,10 +97,10 @@ class MobileNetV2(nn.Module):
 
 
 class ImageNetFeatures(nn.Module):
-    """A frozen MobileNetV2 of torchvision's file as an external encoder in DINOv2's place: what
-    feature alignment compares with where no weights of DINOv2 are at hand. Ours.
+    """A frozen MobileNetV2 with ImageNet weights as external encoder of a feature alignment.
 
-    Raises TrainingError for a file that is not torchvision's.
+    It replaces DINOv2 where the weights of that are not available. Ours. weights: torchvision's
+    file. Raises TrainingError for a file that is not torchvision's.
     """
 
     STRIDE, LEVEL = 16, 3
@@ -114,15 +115,15 @@ class ImageNetFeatures(nn.Module):
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
-        """Features (N, 96, H / 16, W / 16) of normalised images."""
+        """Return features (N, 96, H / 16, W / 16) of normalised images (N, 3, H, W)."""
         features: Tensor = self.network(x)[self.LEVEL]
         return features
 
 
 def imagenet_weights(path: Path) -> dict[str, Tensor]:
-    """The weights of a MobileNetV2 of torchvision's file, by the names that they have here.
+    """Read the weights of torchvision's MobileNetV2, under the names of MobileNetV2 here.
 
-    Raises TrainingError for a file that is not torchvision's.
+    Raises TrainingError for a file that cannot be read or is not torchvision's.
     """
     try:
         content = path.read_bytes()
@@ -140,10 +141,11 @@ def imagenet_weights(path: Path) -> dict[str, Tensor]:
 
 
 def renamed(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """torchvision's names of MobileNetV2's weights -> those of MobileNetV2.blocks.
+    """Convert torchvision's names of MobileNetV2's weights to those of MobileNetV2.blocks.
 
-    There every block is a sequence: expansion (but in block 1), depthwise, then the projection's
-    convolution and normalisation without a container. The classifier is left out.
+    In torchvision every block is a sequence: expansion (not in block 1), depthwise, then the
+    convolution and the normalisation of the projection without a container. The classifier and the
+    last convolution before it are left out.
     """
     own = {}
     for name, value in weights.items():

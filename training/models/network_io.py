@@ -18,12 +18,12 @@ PATCH_PX = 14  # of DINOv2
 
 
 def channels_first(images: Sequence[NDArray[np.floating]]) -> Tensor:
-    """Images (H, W, C) of one size as a batch (N, C, H, W)."""
+    """Stack images (H, W, C) of one size to a batch (N, C, H, W)."""
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
 
 
 def input_rows(default: int) -> int:
-    """The setting `height` of a recipe for networks of several kinds."""
+    """Return the setting `height` of recipes that train several kinds of network."""
     rows: int = config.option(
         default, "Rows of the network's input; fit for the network.", unit="px", minimum=PATCH_PX
     )
@@ -31,7 +31,7 @@ def input_rows(default: int) -> int:
 
 
 def input_columns(default: int) -> int:
-    """The setting `width` of a recipe for networks of several kinds."""
+    """Return the setting `width` of recipes that train several kinds of network."""
     columns: int = config.option(
         default, "Columns of the network's input; fit for the network.", unit="px", minimum=PATCH_PX
     )
@@ -47,22 +47,22 @@ class NetworkInput:
     multiple_px: int
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Images (N, 3, H, W) in 0..1 as the network takes them."""
+        """Normalise images (N, 3, H, W) in 0..1 for the network."""
         mean, std = (images.new_tensor(x).view(1, 3, 1, 1) for x in (self.mean, self.std))
         return (images - mean) / std
 
     def denormalise(self, images: Tensor) -> Tensor:
-        """The inverse of `normalise`, for (N, 3, H, W)."""
+        """Invert `normalise`: normalised images (N, 3, H, W) to 0..1."""
         mean, std = (images.new_tensor(x).view(1, 3, 1, 1) for x in (self.mean, self.std))
         return images * std + mean
 
     def fitting(self, height: int, width: int) -> tuple[int, int]:
-        """The nearest size that the network takes."""
+        """Return the nearest height and width that the network takes, px."""
         m = self.multiple_px
         return max(round(height / m), 1) * m, max(round(width / m), 1) * m
 
     def require(self, height: int, width: int) -> None:
-        """Raise ConfigError, with the nearest size that fits, unless the network takes this one."""
+        """Raise ConfigError, naming the nearest size that fits, if the network cannot take this."""
         fitting = self.fitting(height, width)
         if fitting != (height, width):
             raise config.ConfigError(
@@ -75,8 +75,8 @@ class NetworkInput:
 class NetworkOutput:
     """Output of a network for a batch.
 
-    disparity (N, 1, H, W); before: what entered a final ReLU, or None; features (N, C, h, w): the
-    encoder's last, at the stride of the encoder.
+    disparity (N, 1, H, W). before (N, 1, H, W): the input of a final ReLU; None without one.
+    features (N, C, h, w): the encoder's last, at its stride.
     """
 
     disparity: Tensor

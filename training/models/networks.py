@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks: image in, one channel of relative disparity out; opened from the hub, from a folder, a
-run or an exported file, or with random weights.
+"""Networks from image to relative disparity, opened from the hub, a folder, a run or an ONNX file.
 
 Every network takes images normalised by its own `spec` and returns (N, 1, H, W) float32 of its
-`meaning`; large = near but for a metric network as it is published. `answer` gives disparity,
-whatever the meaning, and what losses need: the encoder's features and, where a ReLU ends the
-network, its input. Nothing is downloaded unless `allow_download` is set.
+`meaning`: disparity (large = near), or metres for a published metric network. `answer` returns
+disparity whatever the meaning, and what losses need: the encoder's features and, if the network
+ends in a ReLU, the input of that. Without a source the weights are random. Nothing is downloaded
+unless `allow_download` is set.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ from training.models.mobilenet import ImageNetFeatures
 from training.models.unet import SmallUNet, StudentConfig
 
 KINDS = ("unet", *SIZES)
-MEANING = "disparity_affine_invariant"  # of what is trained here
+MEANING = "disparity_affine_invariant"  # of the networks that are trained here
 
 
 @dataclass(frozen=True)
 class NetworkConfig(HubSource):
-    """Which network, and where its weights come from."""
+    """The network and the source of its weights."""
 
     source: str = config.option(
         "",
@@ -63,10 +63,10 @@ Network = SmallUNet | DepthAnything
 
 
 def open_network(cfg: NetworkConfig, weights: bool = True) -> Network:
-    """The network of the settings. `weights=False`: its shape alone, to load a checkpoint into.
+    """Open the network of the settings.
 
-    Raises TrainingError where the weights are not there or do not fit, and for a source whose
-    numbers mean something else than this network's.
+    weights=False: only its architecture, to load a checkpoint into. Raises TrainingError if the
+    weights are missing or do not fit, and for a source whose output is not disparity.
     """
     if cfg.source in PACKAGED or cfg.source.endswith(".onnx"):
         return _from_onnx(cfg) if weights else SmallUNet(_student_of(cfg))
@@ -93,7 +93,7 @@ def open_network(cfg: NetworkConfig, weights: bool = True) -> Network:
 
 
 def _student_of(cfg: NetworkConfig) -> StudentConfig:
-    """The shape of an exported U-Net by its manifest, or cfg.unet where it has none."""
+    """Return the architecture of an exported U-Net from its manifest, else cfg.unet."""
     try:
         _, manifest = locate(cfg.source)
     except EngineError:
@@ -103,10 +103,11 @@ def _student_of(cfg: NetworkConfig) -> StudentConfig:
 
 
 def _from_onnx(cfg: NetworkConfig) -> SmallUNet:
-    """Our exported U-Net back in torch, so that what is shipped can be adapted further.
+    """Load a U-Net that we exported back into torch, so that a shipped one can be trained further.
 
-    The export folds batch normalisations into the convolutions; here they come back as ones that
-    only add the bias.
+    The export folded the batch normalisations into the convolutions; here they become ones that
+    only add the bias. Raises TrainingError for a file that is missing, damaged or of another
+    network or meaning.
     """
     import onnx
     from google.protobuf.message import DecodeError
@@ -135,7 +136,7 @@ def _from_onnx(cfg: NetworkConfig) -> SmallUNet:
     for name, own in network.state_dict().items():
         layer, _, part = name.rpartition(".")
         if isinstance(layers[layer], nn.BatchNorm2d):
-            before = re.sub(r"1$", "0", layer)  # the convolution that it was folded into
+            before = re.sub(r"1$", "0", layer)  # name of the convolution that it was folded into
             bias = stored.get(f"{before}.bias", own)
             neutral = {"weight": torch.sqrt(1 + torch.tensor(layers[layer].eps)).expand_as(own)}
             neutral |= {"running_mean": own * 0, "running_var": own * 0 + 1, "bias": bias}
@@ -147,7 +148,7 @@ def _from_onnx(cfg: NetworkConfig) -> SmallUNet:
 
 
 def _require_disparity(path: Path) -> None:
-    """Raise TrainingError for a run whose network's own output is not its result."""
+    """Raise TrainingError for a run of mesa whose result is a function of the network's output."""
     content = checkpoints.about(path)
     if content.get("recipe") == "mesa" and content["settings"].get("head") != "inverse":
         raise TrainingError(
@@ -158,10 +159,11 @@ def _require_disparity(path: Path) -> None:
 
 
 def open_run(path: Path, weights: bool = True) -> Network:
-    """The network that a run of ours learnt, its low-rank updates merged, in eval mode.
+    """Open the network of a run, with averaged weights and merged low-rank updates, in eval mode.
 
-    path: a run folder or a checkpoint in it. The averaged weights are taken. A network that began
-    with metres gives disparity, as our losses left no scale. Raises TrainingError.
+    path: a run folder or a checkpoint in it. A network that gave metres before training gives
+    disparity, because our losses do not keep the scale. Raises TrainingError for a run that cannot
+    be read, and for a recipe whose network this module does not know.
     """
     content = checkpoints.read(path)
     settings = content["settings"]
@@ -187,20 +189,19 @@ def open_run(path: Path, weights: bool = True) -> Network:
 
 
 def open_student(cfg: NetworkConfig) -> Network:
-    """The network of the settings, to be trained by losses on disparity: it gives disparity, also
-    where its source gives metres.
+    """Open a network for training with losses on disparity.
 
-    Raises TrainingError as open_network does.
+    It gives disparity even if its source gives metres. Raises TrainingError as open_network does.
     """
     network = open_network(cfg)
     return network.as_disparity() if isinstance(network, DepthAnything) else network
 
 
 def open_dino(cfg: NetworkConfig) -> Dino | ImageNetFeatures:
-    """A frozen DINOv2 from a folder or the hub; with random weights where `source` is empty. Of
-    torchvision's file of MobileNetV2 (.pth) that network's features.
+    """Open a frozen DINOv2 from a folder or the hub; with random weights if `source` is empty.
 
-    Raises TrainingError where it cannot be opened.
+    If `source` is torchvision's file of MobileNetV2 (.pth), the features of that. Raises
+    TrainingError if it cannot be opened.
     """
     if cfg.source.endswith(".pth"):
         return ImageNetFeatures(Path(cfg.source))

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The network that refines the field: a U-Net of separable convolutions with a convex head.
 
-It works at half the size of the field's grid (a quarter of an image of 640 pixels) and at a half,
-a quarter and an eighth of that, and gives every cell of the grid weights of the candidates.
+It works on the half grid (half the size of the field's grid, a quarter of an image of 640 px) and
+at a half, a quarter and an eighth of that, and gives weights of the candidates for every cell of
+the field's grid.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from torch.nn import functional
 
 from depth_node.fitting.field.refine import CANDIDATES, CHANNELS, WHOLE
 
-GAIN = 5.0  # of log ratios at the input
-KEEP = 5.0  # first logit of the field itself
-LOGIT = 12.0  # largest
+GAIN = 5.0  # factor on log ratios at the input
+KEEP = 5.0  # initial logit of the unchanged field
+LOGIT = 12.0  # limit of |logit|
 
 
 class Block(nn.Module):
@@ -34,7 +35,7 @@ class Block(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, h, w) -> (N, C, h, w)."""
+        """Return features (N, C, h, w) of features of the same shape."""
         return x + self.body(x)
 
 
@@ -45,7 +46,10 @@ def _pointwise(inputs: int, outputs: int) -> nn.Sequential:
 
 
 class RefinerNet(nn.Module):
-    """(N, CHANNELS, h, w) -> (N, 4, h, w) to be added to log depth; h, w are multiples of 8."""
+    """From maps (N, CHANNELS, h, w) to corrections (N, 4, h, w) of log depth.
+
+    h and w are multiples of 8.
+    """
 
     def __init__(self, widths: tuple[int, ...], blocks: tuple[int, ...]) -> None:
         super().__init__()
@@ -93,8 +97,10 @@ class RefinerNet(nn.Module):
 
 
 def convex_mix(logits: Tensor, candidates: Tensor) -> Tensor:
-    """(N, 4 (K + 1), h, w), (N, 4 K, h, w) -> (N, 4, h, w): sum_k softmax_k candidate_k, with one
-    more candidate that is 0."""
+    """Mix candidates convexly: sum_k softmax_k candidate_k, the last candidate being 0.
+
+    logits (N, 4 (K + 1), h, w), clamped to LOGIT; candidates (N, 4 K, h, w). Returns (N, 4, h, w).
+    """
     weight = logits.clamp(-LOGIT, LOGIT).exp()
     shape = weight.shape[0], len(CANDIDATES) + 1, 4, *weight.shape[2:]
     each = weight.reshape(shape)

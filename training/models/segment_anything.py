@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Segment Anything as a maker of masks for training."""
+"""Segment Anything of transformers, which makes masks for training."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ POINTS_AT_ONCE = 64
 
 
 class Sam(nn.Module):
-    """A Segment Anything (1, 2 or 2.1) of the library: masks at points of an image."""
+    """A Segment Anything (1, 2 or 2.1) of transformers: masks at points of an image."""
 
     spec = NetworkInput(IMAGENET_MEAN, IMAGENET_STD, 1)
 
     def __init__(self, network: Any) -> None:
         super().__init__()
         self.network = network.eval().requires_grad_(False)
-        # The first one keeps the image's shape and pads it below and right, the others stretch.
+        # SAM keeps the image's aspect ratio and pads it below and right; SAM 2 stretches it.
         self.pads = network.config.model_type == "sam"
         self.side_px = int(network.prompt_encoder.input_image_size)
 
     @torch.no_grad()
     def forward(self, image: Tensor, points: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Candidates at points (P, 2), (x, y) px of an image (1, 3, H, W) in 0..1, batch by batch.
+        """Yield candidate masks at points of an image, batch by batch of the points.
 
-        Yields logits (k, H, W), above 0 inside, and the network's prediction (k,) of their IoU;
-        three candidates a point.
+        image (1, 3, H, W) in 0..1; points (P, 2): (x, y) px. Yields logits (k, H, W), above 0
+        inside, and the network's prediction (k,) of their IoU; three candidates per point.
         """
         height, width = image.shape[-2:]
         side = self.side_px
@@ -65,7 +65,7 @@ class Sam(nn.Module):
 
 
 def open_sam(cfg: HubSource) -> Sam:
-    """A Segment Anything from a folder or the hub. Raises TrainingError where there is none."""
+    """Open a Segment Anything from a folder or the hub. Raises TrainingError if there is none."""
     from transformers import AutoConfig, Sam2Model, SamModel
 
     kind = from_pretrained(AutoConfig, cfg).model_type

@@ -17,9 +17,10 @@ PROMPT_FILE = "empty_prompt.safetensors"
 
 
 def stable_diffusion_parts(cfg: HubSource) -> tuple[Any, Any, Tensor]:
-    """U-Net, autoencoder and empty prompt of a Stable Diffusion 2, each in its subfolder.
+    """Open U-Net, autoencoder and empty prompt of a Stable Diffusion 2, each in its subfolder.
 
-    Raises TrainingError for missing or unfitting parts.
+    The prompt is its embedding (1, 77, width). Raises TrainingError for parts that are missing or
+    do not fit each other.
     """
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
@@ -61,7 +62,7 @@ def _part(cls: Any, name: str, cfg: HubSource) -> Any:
         "subfolder": name,
         "local_files_only": local or not cfg.allow_download,
         "use_safetensors": True,
-        "low_cpu_mem_usage": False,  # with it missing keys are an error without their names
+        "low_cpu_mem_usage": False,  # True raises on missing keys without naming them
         "torch_dtype": torch.float32,
     }
     if not local:
@@ -85,9 +86,10 @@ def _part(cls: Any, name: str, cfg: HubSource) -> Any:
 
 
 def _empty_prompt(cfg: HubSource) -> Tensor:
-    """The embedding (1, 77, 1024) of "": from a file beside the networks, or by the text encoder.
+    """Return the embedding (1, 77, 1024) of "", from PROMPT_FILE or by the text encoder.
 
-    It is stored in every checkpoint, so that the text encoder is needed once.
+    It is stored in every checkpoint, so the text encoder is needed once only. Raises TrainingError
+    without either.
     """
     folder = Path(cfg.source)
     if (folder / PROMPT_FILE).is_file():

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Teachers: networks of torch, exported engines and diffusion networks behind one interface.
 
-A teacher declares what its maps mean (`kind`, of depth_node.prediction.KINDS); `ask` converts them
-to disparity, large = near, with a mask of known pixels. The conversion is depth_node's: inverses no
-closer to zero than a fraction of the median. For affine depth (Marigold) that is a choice of ours,
-because its shift is unknown.
+A teacher declares the meaning of its maps (`kind`, of depth_node.prediction.KINDS); `ask` converts
+them to disparity, large = near, with a mask of known pixels. The conversion is depth_node's, which
+clamps depth to a fraction of its median before inversion. For affine depth (Marigold) the inverse
+is a choice of ours, because its shift is unknown.
 """
 
 from __future__ import annotations
@@ -31,18 +31,21 @@ SOURCES = ("network", "engine", "diffusion")
 
 
 class Teacher(Protocol):
-    """Images (N, 3, H, W) float32 in 0..1, any size -> maps (N, 1, H, W) of its `kind`."""
+    """A network that teaches: images (N, 3, H, W) float32 in 0..1 to maps (N, 1, H, W) of `kind`.
+
+    Images may have any size. revision changes with the weights.
+    """
 
     name: str
     revision: str
     kind: str
 
     def __call__(self, images: Tensor) -> Tensor:
-        """The maps."""
+        """Return the maps (N, 1, H, W)."""
 
 
 def ask(teacher: Teacher, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Disparity (N, 1, H, W) float32, 0 where unknown, and the mask of known pixels.
+    """Return a teacher's disparity (N, 1, H, W) float32, 0 where unknown, and the mask of known.
 
     images (N, 3, H, W) in 0..1. Raises TrainingError for maps of another size.
     """
@@ -64,7 +67,7 @@ def ask(teacher: Teacher, images: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class TeacherConfig:
-    """A teacher."""
+    """Settings of a teacher."""
 
     source: str = config.option(
         "network",
@@ -106,7 +109,10 @@ class TeacherConfig:
 
 
 class NetworkTeacher:
-    """A torch network, frozen. It moves to the device of the images it predicts for."""
+    """A frozen network of torch; it moves to the device of the images.
+
+    size: rows and columns that it works in; 0: those of the images. shift: added to affine depth.
+    """
 
     def __init__(
         self, network: Network, name: str, size: tuple[int, int] = (0, 0), shift: float = 0.0
@@ -114,12 +120,12 @@ class NetworkTeacher:
         self.network = network.eval().requires_grad_(False)
         self.name, self.size = name, size
         self.kind = getattr(network, "meaning", "disparity_affine_invariant")
-        # Whatever is added, affine depth stays what it is; only its inverse is another.
+        # A constant does not change the meaning of affine depth, only of its inverse.
         self.shift = shift if self.kind == "depth_affine_invariant" else 0.0
         self.revision = fingerprint(network) + (f"+{self.shift:g}" if self.shift else "")
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Maps (N, 1, H, W) of the images' size; images are resized to the network's input."""
+        """Return maps (N, 1, H, W) at the size of the images, which are resized for the network."""
         return self._maps(images) + self.shift
 
     def _maps(self, images: Tensor) -> Tensor:
@@ -141,7 +147,10 @@ class NetworkTeacher:
 
 
 class EngineTeacher:
-    """A shipped network: an ONNX file with its manifest, through depth_node's engine."""
+    """An ONNX file with manifest as a teacher, run by depth_node's engine.
+
+    Raises TrainingError if it cannot be opened.
+    """
 
     def __init__(self, path: str, backend: str = REFERENCE) -> None:
         try:
@@ -150,19 +159,19 @@ class EngineTeacher:
             raise TrainingError(f"The teacher {path!r} cannot be opened: {error}") from error
         manifest = self.model.engine.manifest
         self.name = manifest.name
-        # A teacher's images have no camera.
+        # A teacher's images have no camera, so an output that needs a focal length stays relative.
         self.kind = NEEDS_FOCAL.get(manifest.meaning, manifest.meaning)
         self.revision = model_digest(self.model)[:16]
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Maps of the images' size, as the engine gives them in image coordinates."""
+        """Return maps (N, 1, H, W) at the size of the images."""
         pixels = (images.clamp(0, 1) * 255 + 0.5).to(torch.uint8).permute(0, 2, 3, 1).cpu()
         maps = [self.model.predict(image.contiguous().numpy()).values for image in pixels]
         return torch.from_numpy(np.stack(maps))[:, None].to(images.device)
 
 
 def fingerprint(network: nn.Module) -> str:
-    """A digest of a network's weights, as a short name."""
+    """Return a short hexadecimal digest of a network's weights."""
     digest = hashlib.blake2b(digest_size=8)
     for name, tensor in network.state_dict().items():
         digest.update(name.encode())
@@ -173,7 +182,7 @@ def fingerprint(network: nn.Module) -> str:
 
 
 def open_teacher(cfg: TeacherConfig) -> Teacher:
-    """The teacher that the settings name. Raises TrainingError with a sentence."""
+    """Open the teacher of the settings. Raises TrainingError if it cannot be opened."""
     if cfg.source == "engine":
         return EngineTeacher(cfg.path or "embedded", cfg.backend)
     if cfg.source == "diffusion":
@@ -184,7 +193,7 @@ def open_teacher(cfg: TeacherConfig) -> Teacher:
         )
         return NetworkTeacher(assistant, cfg.path, (cfg.height, cfg.width), cfg.shift)
     generator = torch.random.get_rng_state()
-    try:  # random weights of a teacher must not depend on what was drawn before
+    try:  # a teacher's random weights must depend on its seed alone
         torch.manual_seed(cfg.seed)
         network = open_network(cfg.network)
     finally:

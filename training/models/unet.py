@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The small U-Net: the package's own student, trained from random weights."""
+"""The small U-Net: the package's own student network."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from training.checkpoints import TrainingError
 from training.models.mobilenet import TAPS, MobileNetV2, imagenet_weights
 from training.models.network_io import NetworkInput, NetworkOutput
 
-# Added to the output when it is exported; in training it is centred on 0. The usual median over
-# deviation of an image's disparity, so that 1 / output is about proportional to depth for methods
-# that need a relative DEPTH. Affine invariance allows it.
+# Added to the output at export; in training the output is centred on 0. It is the usual median over
+# mean deviation of an image's disparity, so that 1 / output is about proportional to depth, for
+# methods that need relative DEPTH. The output is affine-invariant, so the offset is allowed.
 OFFSET = 3.0
 
 
@@ -27,9 +27,9 @@ OFFSET = 3.0
 class StudentConfig:
     """A residual U-Net small enough for one CPU core.
 
-    Its 3x3 convolutions are dense: a MobileNet of inverted residuals with as many parameters
-    trained at a quarter of the speed here, on one core with bfloat16 (depthwise layers and their
-    normalisations move memory, not numbers).
+    Its 3x3 convolutions are dense: on one core with bfloat16 a MobileNet of inverted residuals with
+    the same number of parameters trained at a quarter of the speed (depthwise layers and their
+    normalisations are limited by memory bandwidth).
     """
 
     widths: tuple[int, ...] = config.option(
@@ -99,12 +99,12 @@ class Residual(nn.Module):
         self.around = nn.Identity() if same else _conv(inputs, outputs, 1, stride, act=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """What enters, changed a little."""
+        """Return features (N, C', h', w') of features (N, C, h, w); half the size at stride 2."""
         return functional.relu(self.body(x) + self.around(x))
 
 
 class _Context(nn.Module):
-    """Global context: the mean feature of the image through two layers, added to every pixel."""
+    """Global context: the image's mean features through two layers, added to every pixel."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -120,7 +120,7 @@ class _Context(nn.Module):
 
 
 class _Up(nn.Module):
-    """Twice the size, the encoder's features of that size added, then a 3x3 convolution."""
+    """A decoder level: upsampling by 2, addition of the encoder's features, 3x3 convolution."""
 
     def __init__(self, inputs: int, skip: int, outputs: int) -> None:
         super().__init__()
@@ -139,11 +139,11 @@ class _Up(nn.Module):
 
 
 class _Detail(nn.Module):
-    """What sharpens the map: ImageNet's features beside the U-Net's own, and the decoder's levels
-    at half and at full size, whose result is added to the U-Net's map.
+    """Detail of the map: a MobileNetV2 beside the U-Net and decoder levels at half and full size.
 
-    The U-Net sees the image at half size, so that its stride s is stride 2 s of the image. What
-    this adds is 0 before it is trained: a trained U-Net may be what it begins with.
+    Their result is added to the U-Net's map. The U-Net sees the image at half size, so that its
+    stride s is stride 2 s of the image. Before training this module adds 0, so that training can
+    start from a trained U-Net.
     """
 
     def __init__(self, cfg: StudentConfig, taken: NetworkInput) -> None:
@@ -163,8 +163,10 @@ class _Detail(nn.Module):
         nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor, y: Tensor, half: Tensor) -> Tensor:
-        """What is added: (N, 1, H, W) of the image x, the decoder's last features, and ImageNet's
-        at half size.
+        """Return what is added to the map, (N, 1, H, W).
+
+        x: image; y: the U-Net decoder's last features; half: the MobileNetV2's features at half
+        size.
         """
         y = self.up[1](self.up[0](y, half), self.image(x))
         added: Tensor = self.head(y)
@@ -172,12 +174,11 @@ class _Detail(nn.Module):
 
 
 class SmallUNet(nn.Module):
-    """(N, 3, H, W) normalised image, H and W multiples of 32 -> (N, 1, H, W) relative disparity,
-    large = near. With `detail` they are multiples of 64.
+    """From normalised images (N, 3, H, W) to relative disparity (N, 1, H, W), large = near.
 
-    Two planes of pixel coordinates beside the colours let the first layer know where in the image
-    it looks: the prior "lower is nearer" then needs no depth of network. A MobileNetV2 in the
-    encoder's place sees the colours alone, as on ImageNet.
+    H and W are multiples of 32, with `detail` of 64. The residual encoder gets two planes of pixel
+    coordinates beside the colours, so that a few layers can learn the prior "lower in the image is
+    nearer". A MobileNetV2 as encoder gets the colours alone, as on ImageNet.
     """
 
     spec = NetworkInput((0.5,) * 3, (0.25,) * 3, 32)
@@ -216,15 +217,15 @@ class SmallUNet(nn.Module):
 
     @property
     def imagenet(self) -> str:
-        """Name of the module that torchvision's weights of MobileNetV2 fit; empty: it has none."""
+        """Name of the MobileNetV2, which torchvision's weights fit; empty if there is none."""
         if self.encoder is not None:
             return "encoder"
         return "" if self.detail is None else "detail.encoder"
 
     def start_from_imagenet(self, path: Path) -> None:
-        """Give that module the weights of torchvision's file.
+        """Load torchvision's weights into the MobileNetV2.
 
-        Raises TrainingError without such a module, and for a file that is not torchvision's.
+        Raises TrainingError without a MobileNetV2, and for a file that is not torchvision's.
         """
         if not self.imagenet:
             raise TrainingError(
@@ -234,27 +235,27 @@ class SmallUNet(nn.Module):
         self.get_submodule(self.imagenet).load_state_dict(imagenet_weights(path))
 
     def freeze(self, *names: str) -> None:
-        """From now on nothing of these parts learns, their batch normalisations neither."""
+        """Freeze these submodules for good: their weights and their batch statistics."""
         self.frozen = (*self.frozen, *names)
         for name in names:
             self.get_submodule(name).requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> SmallUNet:
-        """As of every module; what is frozen stays as it is."""
+        """Set the training mode; frozen submodules stay in eval mode."""
         super().train(mode)
         for name in self.frozen:
             self.get_submodule(name).eval()
         return self
 
     def forward(self, x: Tensor) -> Tensor:
-        """Relative disparity of normalised images."""
+        """Return relative disparity (N, 1, H, W) of normalised images (N, 3, H, W)."""
         if self.training or not self.cfg.mirror:
             return self.answer(x).disparity
         plain, mirrored = self.answer(torch.cat([x, x.flip(3)])).disparity.chunk(2)
         return (plain + mirrored.flip(3)) / 2
 
     def answer(self, x: Tensor) -> NetworkOutput:
-        """Disparity and the encoder's last features (stride 32) of normalised images."""
+        """Return disparity and the encoder's last features (stride 32) of normalised images."""
         image, taps = x, []
         if self.detail is not None:
             taps = self.detail.encoder(x)
@@ -265,7 +266,7 @@ class SmallUNet(nn.Module):
             extra = self.detail.into[level](taps[4 - level]) if self.detail is not None else None
             y = up(y, skip, extra)
         decoded = y
-        # float32 even under autocast: the last bits of a disparity are the far end of a room.
+        # float32 even under autocast: the small disparities of the far end of a room need the bits.
         y = self.head(y).float()
         scale = 2.0 if self.detail is None else 4.0
         y = functional.interpolate(y, scale_factor=scale, mode="bilinear", align_corners=False)
@@ -274,7 +275,7 @@ class SmallUNet(nn.Module):
         return NetworkOutput(y, None, features)
 
     def _encode(self, x: Tensor) -> list[Tensor]:
-        """Features of the residual stages, at strides 2 to 32."""
+        """Return the features of the residual stages, at strides 2 to 32."""
         n, _, h, w = x.shape
         ys = torch.linspace(-1, 1, h, dtype=x.dtype, device=x.device).view(1, 1, h, 1)
         xs = torch.linspace(-1, 1, w, dtype=x.dtype, device=x.device).view(1, 1, 1, w)
@@ -287,14 +288,15 @@ class SmallUNet(nn.Module):
         return skips
 
 
-STATISTICS_OF = 96  # images by which statistics of batch normalisations are measured
+STATISTICS_OF = 96  # images from which statistics of batch normalisations are measured
 
 
 @torch.no_grad()
 def restore_statistics(network: nn.Module, images: Tensor) -> None:
-    """Give batch normalisations that were folded into convolutions, and came back as ones that only
-    add a bias, the statistics of images (N, 3, H, W), normalised: in eval mode the network computes
-    the same as before, in training mode about the same.
+    """Restore the statistics of batch normalisations that only add a bias (see `folded`).
+
+    They are measured on normalised images (N, 3, H, W). In eval mode the network computes the same
+    as before, in training mode nearly the same.
     """
     statistics: dict[nn.BatchNorm2d, tuple[Tensor, Tensor]] = {}
 
@@ -315,16 +317,17 @@ def restore_statistics(network: nn.Module, images: Tensor) -> None:
 
 
 def folded(network: nn.Module) -> bool:
-    """Whether its batch normalisations only add a bias, as they come back from an exported file."""
+    """Return whether all batch normalisations only add a bias, as after loading an ONNX file."""
     layers = [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)]
     return bool(layers) and not any(bool(layer.running_mean.any()) for layer in layers)  # type: ignore[union-attr]
 
 
 def unfold(network: Any, draw: Callable[[int], Tensor]) -> None:
-    """Restore the statistics of a network that comes from an exported file, so that it begins as
-    itself: a training step with the statistics of a batch would scramble it.
+    """Restore the statistics of a network that comes from an exported file; leave others alone.
 
-    draw: gives that many images (N, 3, H, W) in 0..1; it is called for such a network alone.
+    Without them a training step, which normalises by the statistics of the batch, would change the
+    network's function. draw(n) returns n images (n, 3, H, W) in 0..1; it is called only for such a
+    network.
     """
     if folded(network):
         restore_statistics(network, network.spec.normalise(draw(STATISTICS_OF)))
@@ -332,8 +335,10 @@ def unfold(network: Any, draw: Callable[[int], Tensor]) -> None:
 
 @torch.no_grad()
 def measure_statistics(network: nn.Module, images: Tensor, share: float = 1.0) -> None:
-    """Batch normalisations get the statistics of images (N, 3, H, W), normalised (AdaBN, Li et al.
-    2016, arXiv 1603.04779), in the place of those that they have; or go `share` of the way there.
+    """Move the statistics of batch normalisations to those of normalised images (N, 3, H, W).
+
+    AdaBN (Li et al. 2016, arXiv 1603.04779). share: 1 replaces the old statistics, less
+    interpolates between old and new.
     """
     layers = [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)]
     momenta = [layer.momentum for layer in layers]
