@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoint -> ONNX with manifest, compared with torch before it is written.
+"""Export of a checkpoint to ONNX with manifest, compared with torch before it is written.
 
 Static size, batch 1, opset 20; low-rank updates merged, batch normalisations folded, the positional
-embedding of a transformer computed for that very size. (A dynamic height and width would be
-silently wrong: the depth head turns its output size into a constant.) Weights may be stored as
-FP16 and cast to FP32 in the graph: half the file, the same arithmetic.
+embedding of a transformer computed for that size. (Dynamic height and width would be silently
+wrong: the exporter turns the output size of the depth head into a constant.) Weights may be stored
+as FP16 and cast to FP32 in the graph: half the file size, the same arithmetic.
 """
 
 from __future__ import annotations
@@ -37,21 +37,20 @@ from training.export.exportable import Exportable, open_checkpoint
 from training.export.graph import OPSET, clean, folded, sized, store_weights_as_fp16
 from training.models import unet
 
-# Greatest deviation from torch over the range of the output. Rounding weights to float16 moves it
-# by a few 1e-4; a wrong graph by far more.
+# Greatest deviation from torch over the range of the output. Rounding the weights to float16 causes
+# a few 1e-4, a wrong graph far more.
 LIMIT_FP32, LIMIT_FP16 = 1e-4, 5e-3
 
 
 def to_onnx(model: Exportable, path: Path, fp16_weights: bool) -> float:
-    """Write a network as ONNX with its manifest; returns the greatest deviation from torch over the
-    range of its output.
+    """Write a network as ONNX with its manifest and return the greatest deviation from torch.
 
-    Raises TrainingError, and writes nothing, where the network's output is not finite or ONNX
-    Runtime disagrees with torch. For a square input the same network is also compared at a size
-    that is not: rows and columns that changed places do not show in a square.
+    The deviation is over the range of the output. For a square input the network is also compared
+    at a size that is not square, where swapped rows and columns show. Raises TrainingError, and
+    writes nothing, if the network's output is not finite or ONNX Runtime disagrees with torch.
     """
     height, width = model.spec.height, model.spec.width
-    # The reference is the network as it was trained, neither folded nor sized.
+    # The reference is the trained network, before `folded` and `sized` change it.
     sizes = [(height, width)]
     if height == width:
         step = model.patch_size or 32
@@ -90,7 +89,7 @@ def _output_name(meaning: str) -> str:
 
 
 def _save(model: nn.Module, x: F32, output: str, path: Path, fp16_weights: bool) -> None:
-    # The exporter deprecates its own internals and misses torchvision, which nothing here needs.
+    # The exporter warns about its own internals and about torchvision, which is not needed here.
     talk = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = talk.level
     talk.setLevel(logging.ERROR)
@@ -116,7 +115,7 @@ def _save(model: nn.Module, x: F32, output: str, path: Path, fp16_weights: bool)
 
 
 def _describe(model: Exportable, path: Path, size: tuple[int, int]) -> None:
-    """The manifest of a file that was just written."""
+    """Write the manifest of an exported file; size: rows and columns of the input, px."""
     spec = model.spec
     write_manifest(
         path,
@@ -136,7 +135,7 @@ def _describe(model: Exportable, path: Path, size: tuple[int, int]) -> None:
 
 
 def _structured_input(spec: preprocess.InputSpec, height: int, width: int) -> F32:
-    """A rendered room as input (1, 3, H, W): noise alone would hide errors of large areas."""
+    """Return a rendered room as input (1, 3, H, W); noise would hide errors of large areas."""
     rng = np.random.default_rng(5)
     scene = Scene.random(rng)
     image = scene.render(*random_view(scene, rng, width, height)).image
@@ -146,18 +145,18 @@ def _structured_input(spec: preprocess.InputSpec, height: int, width: int) -> F3
 
 
 def _deviation(path: Path, tensor: F32, expected: F32) -> float:
-    """Greatest absolute difference to torch over the range of torch's output."""
+    """Return the greatest absolute difference from torch over the range of torch's output."""
     with open_engine(path, backend="onnxruntime-cpu", threads=1) as engine:
         output = engine.run(tensor)
     deviation = float(np.abs(output - expected).max() / (np.ptp(expected) + 1e-12))
-    return math.inf if math.isnan(deviation) else deviation  # max() would lose a NaN
+    return math.inf if math.isnan(deviation) else deviation  # the caller's max() would drop a NaN
 
 
 # --- the command ---------------------------------------------------------------------------------
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """`python -m training export ...`."""
+    """Add the options of `python -m training export`."""
     add = parser.add_argument
     add(
         "checkpoint",
@@ -189,7 +188,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def command(args: argparse.Namespace, console: Console) -> None:
-    """Run it. Raises TrainingError: one sentence."""
+    """Export a checkpoint and print the files. Raises TrainingError."""
     if args.fp16 and args.weights == "fp16":
         raise TrainingError("--fp16 converts the FP32 file: leave --weights fp16 out.")
     weights = "fp32" if args.fp16 else args.weights
@@ -224,10 +223,11 @@ def export_checkpoint(
     width: int = 0,
     **entries: str,
 ) -> None:
-    """Write the averaged weights of a run as `out` with its manifest beside it.
+    """Write the averaged weights of a run as `out`, with its manifest beside it.
 
-    fp16_weights: store weights as FP16; None: for the U-Net only. entries replace the manifest's.
-    Raises TrainingError for a teacher, and where ONNX Runtime disagrees with torch.
+    fp16_weights: store weights as FP16; None: for the U-Net only. height, width: of the input, px
+    (0: the run's). entries replace those of the manifest. Raises TrainingError for a teacher, and
+    as open_checkpoint and to_onnx do.
     """
     model = open_checkpoint(checkpoint, height, width)
     if getattr(model.network, "teacher_only", False):

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is exported: the network of a run, its input and meaning, and where its weights are from.
+"""What is exported: the network of a run, its input and meaning, and the origin of its weights.
 
-A recipe whose network models.networks.open_run() does not know offers `exportable(payload)`,
-payload as training.checkpoints.read() gives it, which returns (network in eval mode, NetworkInput,
-meaning); its settings have `height` and `width`, or they are given on the command line.
+A recipe whose network models.networks.open_run() does not know has a function
+`exportable(payload)`, which gets the result of training.checkpoints.read() and returns (network,
+NetworkInput, meaning). Its settings have `height` and `width`, or they are given on the command
+line.
 """
 
 from __future__ import annotations
@@ -27,14 +28,15 @@ from training import checkpoints, recipes
 from training.checkpoints import TrainingError
 from training.models import mobilenet, network_io, networks, unet
 
-PATCHED_SIZE = (392, 518)  # 4:3 at the width that Depth Anything was trained at
+PATCHED_SIZE = (392, 518)  # 3:4 (height : width), with the width Depth Anything was trained with
 
 
 @dataclass
 class Exportable:
     """A network in eval mode with the content of its manifest; it predicts like the exported file.
 
-    entries: name, licence, source and training of the manifest. identity: of weights and input.
+    patch_size: of a transformer's encoder, px; 0: none. entries: name, licence, source and training
+    of the manifest.
     """
 
     network: nn.Module
@@ -54,21 +56,22 @@ class Exportable:
 
     @torch.no_grad()
     def predict(self, image: NDArray[np.uint8]) -> Prediction:
-        """(H, W, 3) uint8 RGB -> the prediction at the image's size, by torch."""
+        """Predict for an image (H, W, 3) uint8 RGB, at its size, with torch."""
         tensor = torch.from_numpy(preprocess.to_tensor(image, self.spec))
         values = self.network(tensor)[0, 0].float().numpy()
         full = preprocess.to_image(values, self.spec, *image.shape[:2], image=image)
         return Prediction(full, self.meaning)
 
     def close(self) -> None:
-        """Nothing to free."""
+        """Do nothing; other predictors release an engine here."""
 
 
 def open_checkpoint(path: Path, height: int = 0, width: int = 0) -> Exportable:
-    """The network to export of a run of ours, or of a folder of transformers' Depth Anything.
+    """Open the network to export, of a run or of a folder of transformers' Depth Anything.
 
     path: RUN, RUN/best, another checkpoint, or a folder with config.json and model.safetensors.
-    height, width: of the network's input (default: the run's). Raises TrainingError.
+    height, width: of the network's input, px (0: the run's). Raises TrainingError if the network
+    cannot be opened or the size does not fit it.
     """
     path = Path(path)
     if (path / "config.json").is_file():
@@ -114,7 +117,7 @@ def _exportable(
             f" {spec.multiple_px}; {fitting[0]}x{fitting[1]} is near."
         )
     if isinstance(network, unet.SmallUNet):
-        # So that models/networks.py can open the file again.
+        # models/networks.py needs the architecture to open the exported file again.
         provenance["student"] = config.to_dict(network.cfg)
         if not _has_offset(settings):
             assert network.head.bias is not None
@@ -127,13 +130,13 @@ def _exportable(
             mean=spec.mean,
             std=spec.std,
             resize="stretch",
-            # Ours learn from averaged images; Depth Anything was made with cubic ones.
+            # Our networks are trained on area-averaged images, Depth Anything on cubic ones.
             interpolation="area" if settings else "cubic",
         ),
         meaning,
         spec.multiple_px if patched else 0,
         {
-            # Weights that began as a third party's keep its licence, which is not known here.
+            # Weights that began as a third party's keep its licence, which is unknown here.
             "licence": "" if patched and "start" in provenance else _licence(provenance),
             "source": f"trained by this project: python -m training {provenance['recipe']}"
             if "recipe" in provenance
@@ -144,16 +147,16 @@ def _exportable(
 
 
 def _licence(provenance: Mapping[str, Any]) -> str:
-    """SPDX expression: ours, and that of ImageNet's weights where the network began with them."""
+    """Return the SPDX expression: our licence, and that of ImageNet weights if they were used."""
     return "Apache-2.0 AND BSD-3-Clause" if "imagenet" in provenance else "Apache-2.0"
 
 
 def _has_offset(settings: Mapping[str, Any]) -> bool:
-    """Whether a run began, maybe by way of other runs, as a file that was exported."""
+    """Return whether a run started, directly or through other runs, from an exported file."""
     source = str(settings.get("network", {}).get("source") or "")
     if source in PACKAGED or source.endswith(".onnx"):
         return True
-    # What `start` names is centred again before it learns.
+    # A packaged network as `start` does not count: `supervised` removes its offset before training.
     path = Path(source or str(settings.get("start") or ""))
     return (
         path.is_dir()
@@ -163,7 +166,7 @@ def _has_offset(settings: Mapping[str, Any]) -> bool:
 
 
 def _provenance(payload: Mapping[str, Any]) -> dict[str, Any]:
-    """Recipe, steps, seeds and source of a network, without paths of this machine."""
+    """Return recipe, steps, seeds and source of a network, without paths of this machine."""
     settings = payload["settings"]
     loop = settings.get("loop", {})
     provenance: dict[str, Any] = {

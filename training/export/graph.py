@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What exports do to a graph: fewer nodes, one size, smaller weights, nothing of this machine."""
+"""Changes of a graph at export: fewer nodes, a fixed size, FP16 weights, no paths of this machine.
+
+Some are made on the torch module before the export, others on the ONNX model after it.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +23,9 @@ SMALLEST_FP16 = 1024  # values; smaller tensors are not worth a Cast
 
 
 def folded(model: nn.Module) -> nn.Module:
-    """Batch normalisations folded into the convolutions before them: fewer nodes, the same function
-    in eval mode.
+    """Fold batch normalisations into the convolutions before them, in place; return the model.
+
+    The function in eval mode stays the same. Only pairs that begin an nn.Sequential are folded.
     """
     for name, child in model.named_children():
         if (
@@ -39,7 +43,7 @@ def folded(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def sized(model: nn.Module, height: int, width: int) -> Iterator[None]:
-    """Inside, positional embeddings are constants of one size: no cubic Resize in the graph."""
+    """Inside, positional embeddings are constants for one size: no cubic Resize in the graph."""
     embeddings: list[Any] = [m for m in model.modules() if hasattr(m, "interpolate_pos_encoding")]
     for module in embeddings:
         patch = module.patch_embeddings.patch_size
@@ -59,7 +63,7 @@ def sized(model: nn.Module, height: int, width: int) -> Iterator[None]:
 
 
 def clean(graph: onnx.ModelProto) -> onnx.ModelProto:
-    """Remove what the exporter writes about this machine: source paths in metadata, doc strings."""
+    """Remove source paths of this machine (metadata, doc strings) and softmax guards, in place."""
     del graph.metadata_props[:]
     graph.doc_string = ""
     graph.graph.doc_string = ""
@@ -82,7 +86,7 @@ def clean(graph: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def store_weights_as_fp16(graph: onnx.ModelProto) -> None:
-    """Store large float32 weights as float16, cast back where they are used."""
+    """Store large float32 weights as float16 and cast them back in the graph, in place."""
     casts = []
     for index, item in enumerate(graph.graph.initializer):
         if item.data_type != TensorProto.FLOAT or np.prod(item.dims) < SMALLEST_FP16:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run of recipe `refine` -> the ONNX file that method `field` runs, compared with torch.
+"""Export of a run of recipe `refine` to the ONNX file that method `field` runs.
 
-Height and width of the maps stay open, as the field's grid follows the image. The names of the
-tensors are those of depth_node.engine.refinement.
+It is compared with torch before it is written. Height and width of the maps are dynamic, because
+the field's grid depends on the image. The names of the tensors are those of
+depth_node.engine.refinement.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ from training.export.graph import folded
 from training.models.refiner import RefinerNet
 
 OPSET = 17
-TRACED, OTHER = (64, 96), (120, 160)  # (h, w) of the maps
-LIMIT = 1e-4  # of log depth, greatest deviation from torch
+TRACED, OTHER = (64, 96), (120, 160)  # (h, w) of the maps at export and in the comparison
+LIMIT = 1e-4  # greatest deviation from torch, log depth
 
 
 def open_refiner_run(path: Path) -> RefinerNet:
-    """The averaged network of a run, in eval mode. Raises TrainingError for another recipe's."""
+    """Open the averaged network of a run, in eval mode. Raises TrainingError for another recipe."""
     payload = checkpoints.read(path)
     if payload["recipe"] != "refine":
         raise TrainingError(f"{path} is a run of {payload['recipe']}: give one of recipe refine.")
@@ -42,7 +43,10 @@ def open_refiner_run(path: Path) -> RefinerNet:
 
 @torch.no_grad()
 def to_onnx(network: RefinerNet, path: Path) -> float:
-    """Write the file; the greatest deviation from torch, in log depth. Raises TrainingError."""
+    """Write the file and return the greatest deviation from torch, in log depth.
+
+    Raises TrainingError, and writes nothing, if it is above LIMIT.
+    """
     rng = np.random.default_rng(0)
     maps = rng.normal(0, 0.3, (1, CHANNELS, *OTHER)).astype(np.float32)
     expected = network(torch.from_numpy(maps)).numpy()[0]
@@ -73,7 +77,7 @@ def to_onnx(network: RefinerNet, path: Path) -> float:
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of `python -m training refiner`."""
+    """Add the options of `python -m training refiner`."""
     parser.add_argument("run", type=Path, help="run folder of recipe refine, or RUN/best")
     parser.add_argument("--out", type=Path, default=Path("refine.onnx"), help="file to write")
 

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Segment Anything and MobileSAM -> an encoder and a prompt decoder in ONNX, compared with torch.
+"""Export of Segment Anything and MobileSAM to ONNX, as an encoder and a prompt decoder.
 
 `python -m training segmentation SOURCE --out FOLDER` writes NAME.onnx (the encoder, whose manifest
-names the decoder) and NAME_decoder.onnx. What the decoder takes and gives is described at
-depth_node.inference.PromptedRegionModel. SOURCE is a Hugging Face id or folder of a SAM or SAM 2.1
-(transformers), or with --kind the checkpoint of the authors' packages `segment-anything` (vit_b,
-vit_l, vit_h) or `mobile_sam` (vit_t).
+names the decoder) and NAME_decoder.onnx, after a comparison with torch. Inputs and outputs of the
+decoder are described at depth_node.inference.PromptedRegionModel. SOURCE is a Hugging Face id or
+folder of a SAM or SAM 2.1 (transformers), or with --kind the checkpoint of the authors' packages
+`segment-anything` (vit_b, vit_l, vit_h) or `mobile_sam` (vit_t).
 
-Stability and boxes of the masks are worked out in the decoder's graph: there the masks are where
-they were made, and on a GPU next to free; only masks that survive are looked at again.
+The decoder's graph also computes stability and boxes of the masks: on a GPU this costs almost
+nothing there, and only masks that pass the limits are processed further.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ from training.checkpoints import TrainingError
 from training.export.graph import OPSET, clean
 from training.models.network_io import IMAGENET_MEAN, IMAGENET_STD
 
-STABILITY_OFFSET = 1.0  # of the logits, as in the automatic mask generators of SAM and SAM 2
+STABILITY_OFFSET = 1.0  # on the logits, as in the automatic mask generators of SAM and SAM 2
 ANSWERS = ("masks", "iou", "stability", "boxes")
-LIMIT = 1e-3  # greatest deviation of a tensor from torch's, over its spread
-LARGEST_FILE = 1_800_000_000  # bytes; protobuf ends at 2^31, larger weights get a file of their own
+LIMIT = 1e-3  # greatest deviation from torch over the tensor's standard deviation
+LARGEST_FILE = 1_800_000_000  # bytes; protobuf's limit is 2^31, larger weights get a separate file
 KINDS = {"vit_b": "segment_anything", "vit_l": "segment_anything", "vit_h": "segment_anything"}
 KINDS["vit_t"] = "mobile_sam"
 
 
 class Encoder(nn.Module):
-    """Normalised image (1, 3, size, size) -> the tensors that the decoder needs of it."""
+    """From a normalised image (1, 3, size, size) to the tensors that the decoder needs."""
 
     size: int  # of the image, px
     resize: str  # of the manifest
@@ -57,18 +57,18 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Points (n, 2), extent (2,) and the encoder's tensors -> masks, iou, stability, boxes."""
+    """From points (n, 2), extent (2,) and the encoder's tensors to masks and their properties."""
 
     size: int
 
     def prompted(self, points: Tensor, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Masks (n, m, h, w), logits, and their IoU (n, m) for points (n, 2) in pixels."""
+        """Return masks (n, m, h, w) as logits and their IoU (n, m) for points (n, 2) in px."""
         raise NotImplementedError
 
     def forward(
         self, points: Tensor, extent: Tensor, *features: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """See PromptedRegionModel."""
+        """Return masks, iou, stability and boxes; see PromptedRegionModel."""
         masks, iou = self.prompted(points, features)
         height, width = masks.shape[-2:]
         row = torch.arange(height, dtype=masks.dtype)
@@ -122,8 +122,8 @@ class _SamDecoder(Decoder):
             self.register_buffer("place", sam.prompt_encoder.get_dense_pe().clone())
 
     def prompted(self, points: Tensor, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        # What the package's prompt encoder does with one foreground point and no box, without the
-        # indexing by conditions that no exporter understands.
+        # The package's prompt encoder for one foreground point and no box, without its indexing by
+        # boolean masks, which the exporter does not support.
         code = self.prompts.pe_layer._pe_encoding((points + 0.5) / self.size)
         token = code + self.prompts.point_embeddings[1].weight
         padding = self.prompts.not_a_point_embed.weight.expand(len(points), -1)
@@ -161,7 +161,7 @@ class _HubEncoder(Encoder):
 
 
 class _Hub2Encoder(Encoder):
-    """SAM 2.1: besides the embedding two finer maps, already narrowed as the decoder wants them."""
+    """SAM 2.1: the embedding and two finer maps, reduced to the decoder's numbers of channels."""
 
     resize = "stretch"
     names = ("embedding", "fine", "finer")
@@ -179,7 +179,7 @@ class _Hub2Encoder(Encoder):
 
 
 class _HubDecoder(Decoder):
-    """SamModel and Sam2Model: the same prompt encoder, the latter with the finer maps."""
+    """The decoder of SamModel and Sam2Model; the latter also takes the finer maps."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -217,7 +217,7 @@ def _side(size: Any) -> int:
 
 
 def encoder_and_decoder(model: Any) -> tuple[Encoder, Decoder]:
-    """Encoder and decoder of a Sam (segment-anything, mobile_sam), a SamModel or a Sam2Model.
+    """Split a Sam (segment-anything, mobile_sam), a SamModel or a Sam2Model into its two parts.
 
     Raises TrainingError for another network.
     """
@@ -239,7 +239,7 @@ def encoder_and_decoder(model: Any) -> tuple[Encoder, Decoder]:
 
 @dataclass(frozen=True)
 class Exported:
-    """Both files, and the greatest deviation from torch over the spread of a tensor."""
+    """Paths of both files, and the greatest deviation from torch over a standard deviation."""
 
     encoder: Path
     decoder: Path
@@ -257,8 +257,9 @@ def export(
 ) -> Exported:
     """Write out/NAME.onnx and out/NAME_decoder.onnx with their manifests.
 
-    batch: number of points of a run of the decoder, fixed in its graph. Raises
-    TrainingError, and writes nothing, where ONNX Runtime disagrees with torch.
+    batch: number of points in a run of the decoder, fixed in its graph. licence, source: for the
+    manifests. Raises TrainingError for another network, for a batch below 1 and, writing nothing,
+    if ONNX Runtime disagrees with torch.
     """
     if batch < 1:
         raise TrainingError(
@@ -325,7 +326,7 @@ def _answers(decoder: Decoder, given: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _room(size: int) -> NDArray[np.uint8]:
-    """A rendered room (H, W, 3) uint8 RGB: noise alone would hide errors of large areas."""
+    """Return a rendered room (H, W, 3) uint8 RGB; noise would hide errors of large areas."""
     rng = np.random.default_rng(5)
     scene = Scene.random(rng)
     view = random_view(scene, rng, size, size * 3 // 4)
@@ -356,14 +357,14 @@ def _write(
     onnx.checker.check_model(str(path), full_check=True)
 
 
-_MARK = "given."  # no name that the exporter makes for a tensor of its own begins so
+_MARK = "given."  # a prefix that the exporter gives to none of its own tensors
 
 
 def _renamed(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Give inputs and outputs their names; other tensors of these names get another one.
+    """Give inputs and outputs their final names; inner tensors with these names are renamed.
 
-    The exporter names its constants after parameters and does not see that a name is an input's:
-    exported with the plain names, a decoder for 64 points takes a constant for its embedding.
+    The exporter names constants after parameters even if an input has that name already: exported
+    with the final names, a decoder for 64 points used a constant instead of its input `embedding`.
     """
     graph = model.graph
     ends = {
@@ -383,7 +384,7 @@ def _renamed(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _deviation(path: Path, given: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
-    """Greatest absolute difference to torch over the standard deviation of torch's tensor."""
+    """Return the greatest absolute difference from torch over torch's standard deviation."""
     with open_engine(path, backend="onnxruntime-cpu", threads=1) as engine:
         outputs = engine.run_named({name: tensor.numpy() for name, tensor in given.items()})
     deviations = [
@@ -397,7 +398,7 @@ def _deviation(path: Path, given: dict[str, Tensor], expected: dict[str, Tensor]
 
 
 def load(source: str, kind: str = "") -> Any:
-    """The network that SOURCE and --kind name. Raises TrainingError with cause and cure."""
+    """Load the network that SOURCE and --kind name. Raises TrainingError if that fails."""
     if not kind:
         from transformers import AutoConfig, Sam2Model, SamModel
 
@@ -433,7 +434,7 @@ def load(source: str, kind: str = "") -> Any:
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of `python -m training segmentation`."""
+    """Add the options of `python -m training segmentation`."""
     parser.add_argument("source", help="Hugging Face id, folder, or with --kind a .pth file")
     parser.add_argument("--out", required=True, type=Path, help="folder for encoder and decoder")
     parser.add_argument("--name", default="", help="name of the files (default: from SOURCE)")
