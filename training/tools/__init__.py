@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tools beside training: labels by hand, throughput, shards."""
+"""Tools around training: labelling by hand, throughput, shards."""

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A page in your browser that asks, image by image, which of two points is nearer.
+"""Web page that asks, image by image, which of two points is nearer.
 
     python -m training annotate IMAGES --out labels.csv
 
 Every answer is on the disk before the next question appears; the same command resumes where it
-stopped. The points follow from the seed and the image's name: two points inside two different
-regions of the image, away from their borders. Every image gets one question before any image gets
-a second one, so that stopping early leaves no image out.
+stopped. The points follow from the seed and the image's name: they lie in two different regions of
+the image, away from the borders of the regions. Every image gets one question before any image gets
+a second one, so that no image is left out if the user stops early.
 """
 
 from __future__ import annotations
@@ -44,15 +44,19 @@ from training.data.ordinal_labels import (
 from training.data.samples import DataError
 
 PAGE = Path(__file__).with_name("annotate.html")
-LONGEST_ASKED_PX = 320  # the regions that points are drawn from are found at this size
-APART = 0.08  # least distance of two points over the image's diagonal
-ROOM_PX = 4.0  # at that size: regions that are narrower everywhere are not asked about
-LARGEST_ANSWER = 4096  # bytes of a request
-READ_TIMEOUT_S = 20.0  # of a connection that says nothing
+LONGEST_ASKED_PX = 320  # longest side at which the regions that points lie in are found
+APART = 0.08  # smallest distance of the two points, as a fraction of the image's diagonal
+ROOM_PX = 4.0  # at that size, the smallest distance to its border that a region must offer
+LARGEST_ANSWER = 4096  # largest size of a request, bytes
+READ_TIMEOUT_S = 20.0  # time after which a silent connection is closed
 
 
 def propose(image: NDArray[np.uint8], rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """x1, y1, x2, y2 (px) of two points of an image (H, W, 3), inside two of its regions."""
+    """Return x1, y1, x2, y2 (px) of two points of an image (H, W, 3), inside two of its regions.
+
+    Points are drawn up to 50 times until they are far enough apart and from the borders of their
+    regions; after that the last ones stay. An image of one region gets two points anywhere in it.
+    """
     height, width = image.shape[:2]
     shrink = min(1.0, LONGEST_ASKED_PX / max(height, width))
     size = (max(round(width * shrink), 2), max(round(height * shrink), 2))
@@ -78,10 +82,11 @@ def propose(image: NDArray[np.uint8], rng: np.random.Generator) -> tuple[int, in
 
 
 def _inside(mask: NDArray[np.bool_], rng: np.random.Generator) -> tuple[NDArray[np.float64], float]:
-    """A random (x, y) well inside a mask, at least half as far from its border as one can be; and
-    how far that is.
+    """Return a random point (x, y) inside a mask (H, W), and the largest distance to its border.
+
+    The point is at least half that distance (px) away from the border of the mask.
     """
-    padded = np.pad(mask.astype(np.uint8), 1)  # the image's edge is a border too
+    padded = np.pad(mask.astype(np.uint8), 1)  # the border of the image counts as well
     depth = cv2.distanceTransform(padded, cv2.DIST_L2, 3)[1:-1, 1:-1]
     rows, columns = np.nonzero(depth >= 0.5 * depth.max())
     k = int(rng.integers(len(rows)))
@@ -89,7 +94,10 @@ def _inside(mask: NDArray[np.bool_], rng: np.random.Generator) -> tuple[NDArray[
 
 
 class Session:
-    """Questions, answers and the label file. Safe to use from several threads."""
+    """Questions, answers and the label file of one labelling session.
+
+    Its methods are not thread-safe: a server calls them while it holds `lock`.
+    """
 
     def __init__(self, cfg: DataConfig, out: Path, per_image: int = 5, seed: int = 0) -> None:
         self.samples = open_samples(cfg)
@@ -103,13 +111,14 @@ class Session:
         self.pairs = read_labels(out) if out.exists() else []
         self._answered = {_place(pair) for pair in self.pairs}
         self._skipped: list[int] = []
-        # What can be taken back, the last one last: (question, was it skipped).
+        # What can be undone, in order: (question, whether it was skipped).
         self._history: list[tuple[int, bool]] = []
         self._question = 0
         self._image = functools.lru_cache(8)(lambda index: self.samples[index].image)
         self._points = functools.lru_cache(None)(self._propose)
-        # Which questions were answered is counted by image at first, as to know it exactly every
-        # labelled image would have to be read; _forward puts right what was skipped in between.
+        # At first the answered questions are only counted by image: to know which ones they are,
+        # every labelled image would have to be read. _forward corrects the set where a question was
+        # skipped and a later one answered.
         self._done: set[int] = set()
         count = Counter(pair.image for pair in self.pairs)
         for index, name in enumerate(self.names):
@@ -127,13 +136,13 @@ class Session:
         return (name, *self._points(question)) in self._answered
 
     def _forward(self) -> None:
-        """To the first question that is neither answered nor skipped, then to the skipped ones."""
+        """Go to the first question that is neither answered nor skipped, else to a skipped one."""
         while True:
             passed = self._done | set(self._skipped)
             question = next((q for q in range(self.total) if q not in passed), -1)
             if question < 0 or not self._is_answered(question):
                 break
-            # Answered before the program was started anew, but an earlier one was not.
+            # It was answered in an earlier session, in which an earlier question was skipped.
             self._done.add(question)
             same = range(question % len(self.names), question, len(self.names))
             unanswered = [q for q in same if q in self._done and not self._is_answered(q)]
@@ -143,7 +152,7 @@ class Session:
         self._question = question
 
     def state(self) -> dict[str, Any]:
-        """What the page shows."""
+        """Return what the page shows, as values for JSON."""
         base = {
             "done": len(self._done),
             "total": self.total,
@@ -170,7 +179,11 @@ class Session:
         }
 
     def answer(self, question: int, relation: str) -> bool:
-        """Store an answer; False, and nothing stored, where another question is the current one."""
+        """Store an answer to the current question.
+
+        Returns False and stores nothing if another question is the current one, or for an unknown
+        relation.
+        """
         if question != self._question or question < 0 or relation not in SIGNS:
             return False
         x1, y1, x2, y2 = self._points(question)
@@ -187,7 +200,10 @@ class Session:
         return True
 
     def skip(self, question: int) -> bool:
-        """Defer a question until all others are answered; after a restart it comes in its turn."""
+        """Defer the current question until all others are answered; False for another question.
+
+        After a restart it is asked in its normal order again.
+        """
         if question != self._question or question < 0:
             return False
         if question in self._skipped:
@@ -198,7 +214,7 @@ class Session:
         return True
 
     def undo(self) -> bool:
-        """Take back the last answer or skip of this session; it is asked again."""
+        """Undo the last answer or skip of this session and ask it again; False without one."""
         if not self._history:
             return False
         question, skipped = self._history.pop()
@@ -215,7 +231,7 @@ class Session:
         return True
 
     def image(self, index: int) -> bytes:
-        """An image as JPEG, in the pixels that labels count in."""
+        """Return an image as JPEG, at the size in which the labels' pixels are counted."""
         image = self._image(index)
         done, content = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 93])
         assert done
@@ -233,9 +249,10 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = READ_TIMEOUT_S
 
     def _is_local(self) -> bool:
-        """Whether the request names this server; 400 or 403 is sent where it does not.
+        """Return whether the request's Host is this server; send 400 or 403 if it is not.
 
-        Another site's name that resolves to this machine (DNS rebinding) must not read or answer.
+        A page of another site whose name resolves to this machine (DNS rebinding) must neither read
+        nor answer.
         """
         names = self.headers.get_all("Host") or []
         if len(names) != 1 or not names[0].isascii():
@@ -251,7 +268,7 @@ class _Handler(BaseHTTPRequestHandler):
         return True
 
     def _refuse(self, status: HTTPStatus, sentence: str) -> None:
-        self.close_connection = True  # what the request still holds is not read
+        self.close_connection = True  # the rest of the request is not read
         self._fail(status, sentence)
 
     def do_GET(self) -> None:
@@ -278,7 +295,8 @@ class _Handler(BaseHTTPRequestHandler):
         if not self._is_local():
             return None
         size = self.headers.get("Content-Length", "")
-        # Other pages in the same browser cannot send this type without being asked.
+        # Pages of other sites in the same browser cannot send this type: the browser asks this
+        # server first (CORS), which does not allow it.
         if self.headers.get("Content-Type") != "application/json":
             return self._refuse(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "Send application/json.")
         if not _is_count(size) or int(size) > LARGEST_ANSWER:
@@ -301,7 +319,7 @@ class _Handler(BaseHTTPRequestHandler):
         return self._fail(HTTPStatus.NOT_FOUND, "There is no such page.")
 
     def _json(self, act: Any) -> None:
-        """Do something and send the state after it; 409 where it was for another question."""
+        """Call `act` and send the state afterwards, with status 409 if `act` returned False."""
         try:
             with self.session.lock:
                 status = HTTPStatus.OK if act() else HTTPStatus.CONFLICT
@@ -329,17 +347,18 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(content)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Silent: the terminal is for the user."""
+        """Log nothing: the terminal is for the user."""
 
 
 def _is_count(text: str) -> bool:
-    """Whether a text is a number of a few ASCII digits: int() takes more than HTTP does."""
+    """Return whether a text is 1 to 9 ASCII digits: int() accepts more than HTTP allows."""
     return text.isascii() and text.isdigit() and len(text) <= 9
 
 
 def _is_address(host: str, anywhere: bool) -> bool:
-    """Whether a host is an IP address, of this machine unless `anywhere`: no name that a stranger's
-    server could resolve.
+    """Return whether a host is an IP address: a loopback one, or with `anywhere` any.
+
+    An address, unlike a name, cannot be pointed at this machine by another site's DNS server.
     """
     try:
         address = ipaddress.ip_address(host.strip("[]"))
@@ -352,11 +371,14 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A browser that goes away, or sends what is no HTTP, is no news for the terminal."""
+        """Print nothing if a browser disconnects or sends something other than HTTP."""
 
 
 def serve(session: Session, host: str = "127.0.0.1", port: int = 0) -> ThreadingHTTPServer:
-    """A server of the page, not yet running; port 0: any that is free. Raises DataError."""
+    """Return a server of the page that does not run yet.
+
+    Port 0 takes any free port. Raises DataError if the address cannot be used.
+    """
     hosts = frozenset({host.lower(), "localhost"} - {""})
     anywhere = host != "localhost" and not _is_address(host, anywhere=False)
     content = {"session": session, "hosts": hosts, "anywhere": anywhere}
@@ -370,7 +392,7 @@ def serve(session: Session, host: str = "127.0.0.1", port: int = 0) -> Threading
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """The command line of `annotate`."""
+    """Add the arguments of `python -m training annotate`."""
     parser.add_argument("folder", type=Path, help="folder of images, or of RGB-D frames")
     parser.add_argument("--out", required=True, type=Path, help="label file, .csv or .json")
     parser.add_argument("--kind", default="images", help="layout of the folder: images or frames")
@@ -386,7 +408,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def command(args: argparse.Namespace, console: Console) -> None:
-    """Serve the page until Ctrl-C. Raises DataError."""
+    """Serve the page until Ctrl-C. Raises DataError if images, labels or address cannot be used."""
     if args.per_image < 1:
         raise DataError("--per-image must be at least 1.")
     data = DataConfig(kind=args.kind, folder=str(args.folder))

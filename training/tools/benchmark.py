@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images per second of loop.run against the shortest loop that PyTorch allows.
+"""Benchmark of loop.run: its images per second compared with the shortest possible PyTorch loop.
 
-Both train a model of the same recipe on the same batches, in one process, taking turns of a few
+Both train a model of the same recipe on the same batches in one process. They alternate after a few
 steps, so that other work on the machine affects both. The bare loop has no averaged weights, no
-log, no checkpoints and no progress bar. Peak memory is that of two further processes, one for each.
+log, no checkpoints and no progress bar. Peak memory is measured in two further processes, one for
+each loop.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ WARM_STEPS = 3
 
 
 class Bare:
-    """A model of the recipe and the few lines that train it."""
+    """The bare loop: a model of the recipe and the few lines that train it."""
 
     def __init__(self, recipe: Recipe, cfg: LoopConfig) -> None:
         self.recipe, self.cfg, self.step = recipe, cfg, 0
@@ -44,7 +45,7 @@ class Bare:
         self.model = recipe.model().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         extra = recipe.extra()
         modules = [self.model] if extra is None else [self.model, extra.to(self.device)]
-        # A recipe that asks for an averaged copy gets one, which here stays as it is.
+        # A recipe whose loss uses averaged weights gets a copy, which is not updated here.
         self.averaged = copy.deepcopy(self.model).eval() if cfg.ema > 0 else None
         self.parameters = [p for m in modules for p in m.parameters() if p.requires_grad]
         self.optimiser = torch.optim.AdamW(
@@ -52,7 +53,7 @@ class Bare:
         )
 
     def steps(self, count: int) -> None:
-        """Train on."""
+        """Train for `count` more steps."""
         precision = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.cfg.precision)
         for _ in range(count):
             batch = send_to_device(self.recipe.batch(self.step, (0, 1)), self.device)
@@ -69,7 +70,7 @@ class Bare:
 def compare(
     build: Callable[[], Recipe], cfg: LoopConfig, settings: dict[str, Any], steps: int, turn: int
 ) -> tuple[list[float], list[float]]:
-    """Seconds of each turn of `turn` steps: of the loop, and of the bare one."""
+    """Return the seconds of each turn of `turn` steps, of loop.run and of the bare loop."""
     bare = Bare(build(), cfg)
     bare.steps(WARM_STEPS)
     ours: list[float] = []
@@ -82,7 +83,7 @@ def compare(
         return time.perf_counter()
 
     def between(step: int) -> bool:
-        """Called by the loop before each step."""
+        """Run a turn of the bare loop where one is due; loop.run calls this before each step."""
         nonlocal mark
         if step < WARM_STEPS or (step - WARM_STEPS) % turn:
             return False
@@ -102,7 +103,10 @@ def compare(
 def peak_mb(
     which: str, build: Callable[[], Recipe], cfg: LoopConfig, settings: dict[str, Any]
 ) -> float:
-    """Peak resident memory of this process after a few steps of one of the two loops."""
+    """Return this process's peak memory, MB, after a few steps of the loop `which`.
+
+    It is the memory that torch allocated on the GPU where there is one, else the resident memory.
+    """
     if which == "bare":
         torch.set_num_threads(cfg.threads)
         Bare(build(), cfg).steps(2 * WARM_STEPS)
@@ -122,7 +126,7 @@ def peak_mb(
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """What `python -m training benchmark` takes."""
+    """Add the arguments of `python -m training benchmark`."""
     parser.add_argument("recipe", help=f"one of {', '.join(recipes.RECIPES)}")
     parser.add_argument("--config", required=True, type=Path, help="YAML file of that recipe")
     parser.add_argument("--steps", type=int, default=60, help="steps of each loop")
@@ -134,7 +138,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def command(args: argparse.Namespace, console: Console) -> None:
-    """Print images a second of both, their ratio and the peak memory of both."""
+    """Print images per second and peak memory of both loops, and the ratio of their speeds."""
     module = recipes.find(args.recipe)
     cfg = renamed_settings.load(module.Config, args.config, args.overrides)
     settings = config.to_dict(cfg)

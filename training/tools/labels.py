@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ordinal labels for two purposes: some to train on, some for an honest number afterwards.
+"""Split of ordinal labels into some to train on and some that are held out for evaluation.
 
     python -m training labels split labels.csv --out-train train.csv --out-held held.csv
 
@@ -18,7 +18,7 @@ from training.data.samples import DataError
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """The command line of `labels`."""
+    """Add the arguments of `python -m training labels`."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="split")
     split = actions.add_parser("split", help="split the labels by image, at random")
     split.add_argument("file", type=Path, help="label file, .csv or .json")
@@ -29,7 +29,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def command(args: argparse.Namespace, console: Console) -> None:
-    """Write both files and say what is in them. Raises DataError before anything is written."""
+    """Write both files and print how many labels each has.
+
+    Raises DataError: for wrong arguments or labels before anything is written, or if a file cannot
+    be written.
+    """
     if not 0 < args.held < 1:
         raise DataError(f"--held is {args.held:g}: give a fraction between 0 and 1, such as 0.2.")
     if args.seed < 0:

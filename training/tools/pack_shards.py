@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Packs a data set into WebDataset shards."""
+"""Packing of a data set into WebDataset shards."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ from training.data.shards import PATTERN
 def write_shards(
     samples: Iterable[Sample], folder: Path, per_shard: int = 1000, jpeg: int = 0
 ) -> int:
-    """Pack samples; returns how many. jpeg: quality of the images, 0 = PNG, without loss.
+    """Pack samples into shards of at most `per_shard` and return their number.
 
-    Written beside the folder and renamed at the end: DataError where it exists already.
+    jpeg: quality of the images; 0 stores lossless PNG. The shards are written beside the folder and
+    renamed at the end. Raises DataError if the folder is not empty or cannot be written.
     """
     if folder.exists() and any(folder.iterdir()):
         raise DataError(f"{folder} is not empty: choose another folder for the shards.")
@@ -82,7 +83,7 @@ def _encoded(end: str, image: NDArray[Any], options: list[int] | None = None) ->
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """What `python -m training shards` takes."""
+    """Add the arguments of `python -m training shards`."""
     parser.add_argument("--out", required=True, type=Path, help="new folder")
     parser.add_argument("--per-shard", type=int, default=1000, help="samples per file")
     parser.add_argument(
@@ -94,7 +95,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def command(args: argparse.Namespace, console: Console) -> None:
-    """Pack a data set."""
+    """Pack the data set that the overrides describe, and print the number of samples."""
     samples = open_samples(config.override(DataConfig(), args.overrides))
     shown = track(samples, "packing", total=len(samples), console=console)
     count = write_shards(shown, args.out, args.per_shard, args.jpeg)
