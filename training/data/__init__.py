@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a network learns from: readers, augmentation, masks and labels."""
+"""Training data: readers, augmentation, masks and labels."""

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The look of a place's images (light, contrast, sharpness, noise), given to images of another.
+"""Transfer of the look of one set of images (light, contrast, sharpness, noise) to another set.
 
 What a camera and its light do to an image is, to first order, a gain, a linear filter and added
-noise. All three show in mean spectra, for which no image needs a partner or a label: images whose
-power is lower at a frequency there are filtered, what they lack is added as noise. A kin of Fourier
-domain adaptation (Yang and Soatto 2020, arXiv 2004.05498), which swaps amplitudes of single images
-and so neither blurs nor adds noise. Each channel by itself: a grey camera takes no colours away.
+noise. All three can be measured in mean spectra, which need neither paired images nor labels: where
+the target images have less power at a frequency the image is filtered, where they have more it is
+sharpened up to a limit and the rest is added as noise. The method is related to Fourier domain
+adaptation (Yang and Soatto 2020, arXiv 2004.05498), which swaps the amplitudes of single images and
+therefore neither blurs nor adds noise. Each channel is treated separately: a grey target does not
+remove the colours.
 """
 
 from __future__ import annotations
@@ -17,18 +19,21 @@ from scipy import fft, ndimage
 
 from training.data.samples import F32, F64
 
-# Cycles over an image between which the gain is read: as low as no blur reaches, above the mean.
+# Frequencies, in cycles per image, at which the gain is measured: above the mean, but too low for
+# a blur to change them.
 GAIN_BAND = (0.9, 2.5)
 TINY = 1e-9
-# More power than known images have is edges made steeper up to this factor, and noise beyond it.
+# A frequency is amplified by up to this factor; power that is still missing is added as noise.
 BOOST = 2.0
-SMOOTHED = 1.0  # sigma, in cycles over the image, by which mean spectra are smoothed
+SMOOTHED = 1.0  # sigma of the Gaussian that smooths mean spectra, in cycles per image
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Of images (N, H, W, 3) in 0..1: mean and deviation of their means (3,), and the mean power
-    (H, W // 2 + 1, 3) at each frequency about them, under a Hann window.
+    """Statistics of images (N, H, W, 3) in 0..1.
+
+    mean and deviation (3,): mean and standard deviation of the images' means. power
+    (H, W // 2 + 1, 3): mean power at each frequency about the image's mean, under a Hann window.
     """
 
     mean: F64
@@ -37,7 +42,7 @@ class Statistics:
 
     @classmethod
     def of(cls, images: F32) -> Statistics:
-        """Measured on images (N, H, W, 3) float32 in 0..1."""
+        """Measure the statistics of images (N, H, W, 3) float32 in 0..1."""
         rows, columns = images.shape[1:3]
         window = np.outer(np.hanning(rows + 2)[1:-1], np.hanning(columns + 2)[1:-1])[..., None]
         window = (window / np.sqrt(np.mean(window**2))).astype(np.float32)
@@ -47,13 +52,13 @@ class Statistics:
             centred = (image - mean.astype(np.float32)) * window
             power += np.abs(fft.rfft2(centred, axes=(0, 1), norm="ortho")) ** 2
         power /= len(images)
-        whole = fft.fftshift(power, axes=0)  # so that neighbours are neighbours
+        whole = fft.fftshift(power, axes=0)  # neighbouring frequencies become neighbouring rows
         smooth = ndimage.gaussian_filter(whole, (SMOOTHED, SMOOTHED, 0), mode="nearest")
         return cls(means.mean(axis=0), means.std(axis=0), fft.ifftshift(smooth, axes=0))
 
 
 class Appearance:
-    """Changes images that look like `of` so that they look like `to`."""
+    """Change of images that look like `of`, so that they look like `to`."""
 
     def __init__(self, to: F32, of: F32) -> None:
         """to, of: images (N, H, W, 3) float32 in 0..1 of one size."""
@@ -72,10 +77,13 @@ class Appearance:
         self._spread = _ratio(there.deviation, here.deviation)
 
     def __call__(self, image: F32, rng: np.random.Generator) -> F32:
-        """The image (H, W, 3) float32 in 0..1, of the size that was measured, as it would look."""
+        """Return the image (H, W, 3) float32 in 0..1 with the look of `to`.
+
+        It must have the size of the images that were measured.
+        """
         rows, columns = image.shape[:2]
         mean = image.mean(axis=(0, 1), dtype=np.float64)
-        # Mirrored, so that the filter does not bring one border's light to the other.
+        # Mirrored, because the filter is cyclic and would carry light from one border to the other.
         doubled = np.pad(
             image - mean.astype(np.float32), ((0, rows), (0, columns), (0, 0)), mode="symmetric"
         )
@@ -89,14 +97,17 @@ class Appearance:
 
 
 def _ratio(to: F64, of: F64) -> F64:
-    """to / of, and 1 where there is nothing to change: one image, or images of one colour."""
+    """Return to / of, and 1 where `of` is 0: for a single image, or images of one colour."""
     return np.divide(to, of, out=np.ones_like(to), where=of > TINY)
 
 
 def _of_twice_the_size(values: F64, columns: int) -> F64:
-    """Values at the frequencies of rfft2 (H, W // 2 + 1, C), for images of twice the sides."""
+    """Interpolate values at rfft2's frequencies (H, W // 2 + 1, C) for images of twice the size.
+
+    Returns (2 H, W + 1, C). columns: W of the images that the values belong to.
+    """
     rows = len(values)
-    down = fft.fftfreq(2 * rows, 1 / rows)  # in the frequencies that are given
+    down = fft.fftfreq(2 * rows, 1 / rows)  # in units of the given rows' frequencies
     along = np.minimum(np.arange(columns + 1) / 2, columns // 2)
     places = np.meshgrid(down, along, indexing="ij")
     return np.stack(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Windows and changes of colour: an image and all that belongs to it, moved alike."""
+"""Augmentation: windows that move an image and its maps alike, and changes of colour."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from training.data.samples import F32, U8, unit_range
 
 @dataclass(frozen=True)
 class Window:
-    """A part of an image, resized, perhaps mirrored: one geometry for image, depth and points.
+    """Part of an image that is resized and perhaps mirrored, with its depth and its points.
 
-    Rows top .. top + rows, columns left .. left + columns of the image become (height, width).
+    The rows top .. top + rows and the columns left .. left + columns of the image become an image
+    of (height, width).
     """
 
     top: int
@@ -32,22 +33,25 @@ class Window:
 
     @classmethod
     def whole(cls, shape: tuple[int, ...], height: int, width: int) -> Window:
-        """All of an image of that shape."""
+        """Return the window that shows all of an image of this shape."""
         return cls(0, 0, shape[0], shape[1], height, width)
 
     def image(self, image: NDArray[Any]) -> NDArray[Any]:
-        """An image (H, W, C): averaged where it shrinks, linear where it grows."""
+        """Return the window of an image (H, W, C).
+
+        It is averaged over areas if neither side grows, otherwise interpolated linearly.
+        """
         shrinks = self.rows >= self.height and self.columns >= self.width
         return self._cut(image, cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
     def unit_range(self, image: U8) -> F32:
-        """The same of an image (H, W, 3), as float32 from 0 to 1."""
+        """Return the window of an image (H, W, 3) uint8, as float32 in 0..1."""
         return unit_range(self.image(image))
 
     def nearest(self, values: NDArray[Any], shape: tuple[int, ...] = ()) -> NDArray[Any]:
-        """A map (H, W) whose values must not mix: depth, labels, masks.
+        """Return the window of a map (H, W) whose values must not be mixed: depth, labels, masks.
 
-        shape: of the image, where the map is the whole image's at another size (h, w).
+        shape: the shape of the image, if the map shows the whole image at another size (h, w).
         """
         if not shape or shape[:2] == values.shape[:2]:
             return self._cut(values, cv2.INTER_NEAREST_EXACT)
@@ -57,7 +61,7 @@ class Window:
 
     @staticmethod
     def _places(first: int, extent: int, count: int, of: int, stored: int) -> NDArray[np.int64]:
-        """The stored row of each of `count` rows: the one that the row's centre lies in."""
+        """Return, for each of `count` rows, the stored row in which its centre lies."""
         centres = first + (np.arange(count) + 0.5) * (extent / count)
         return np.minimum((centres * (stored / of)).astype(np.int64), stored - 1)
 
@@ -69,9 +73,9 @@ class Window:
         return np.ascontiguousarray(out[:, ::-1] if self.flip else out).astype(kind, copy=False)
 
     def points(self, uv: NDArray[np.floating]) -> NDArray[np.float64]:
-        """Image coordinates (N, 2) as (column, row) -> coordinates in the window, maybe outside.
+        """Return the coordinates (N, 2) in the window of image coordinates (N, 2), (column, row).
 
-        Pixel centres lie at integers on both sides.
+        They may lie outside the window. Pixel centres are at integers in both.
         """
         uv = np.asarray(uv, np.float64)
         u = (uv[:, 0] - self.left + 0.5) * self.width / self.columns - 0.5
@@ -79,7 +83,7 @@ class Window:
         return np.stack([self.width - 1 - u if self.flip else u, v], axis=1)
 
     def camera(self, camera: Camera) -> Camera:
-        """The undistorted camera of the window; a mirrored one has no camera: ValueError."""
+        """Return the camera of the window, without distortion. Raises ValueError with a flip."""
         if self.flip:
             raise ValueError("a mirrored image has no camera: take the window without flip")
         x, y = self.width / self.columns, self.height / self.rows
@@ -96,7 +100,7 @@ class Window:
 
 @dataclass(frozen=True)
 class ViewConfig:
-    """How an image is varied; by default not at all. RENDERED, WEAK and STRONG are presets."""
+    """Settings of the augmentation; by default nothing changes. Presets: RENDERED, WEAK, STRONG."""
 
     smallest_crop: float = config.option(
         1.0, "Smallest scale of a crop, over the image's sides.", minimum=0.1, maximum=1
@@ -136,7 +140,7 @@ class ViewConfig:
         config.validate(self)
 
 
-# For rendered rooms: their images have no camera's faults, so they are given some.
+# For rendered rooms, whose images lack the imperfections of a camera.
 RENDERED: dict[str, Any] = {
     "smallest_crop": 0.72,
     "aspect": 0.08,
@@ -147,8 +151,8 @@ RENDERED: dict[str, Any] = {
     "noise": 0.03,
     "grey": 0.05,
 }
-# Self-training (WeSTAR): the teacher's view and the student's; the strong one moves no pixel. What
-# it may do is WeSAM's list, how often it does it is ours.
+# Self-training (WeSTAR): the views of teacher (weak) and student (strong); the strong view moves no
+# pixel. The kinds of its changes are WeSAM's, the probabilities are ours.
 WEAK: dict[str, Any] = {"flip": 0.5}
 STRONG: dict[str, Any] = {
     "posterize": 0.2,
@@ -164,7 +168,7 @@ STRONG: dict[str, Any] = {
 def random_window(
     shape: tuple[int, ...], height: int, width: int, cfg: ViewConfig, rng: np.random.Generator
 ) -> Window:
-    """A crop of an image of that shape by cfg's geometry."""
+    """Return a random crop of an image of this shape, resized to (height, width)."""
     scale = rng.uniform(cfg.smallest_crop, 1.0)
     rows = max(int(shape[0] * scale * rng.uniform(1 - cfg.aspect, 1.0)), min(8, shape[0]))
     columns = max(int(shape[1] * scale * rng.uniform(1 - cfg.aspect, 1.0)), min(8, shape[1]))
@@ -176,18 +180,23 @@ def random_window(
 def augment(
     image: U8, depth: F32, height: int, width: int, cfg: ViewConfig, rng: np.random.Generator
 ) -> tuple[F32, F32]:
-    """One training pair: image (height, width, 3) float32 0..1 and depth (height, width) float32
-    m (nearest).
+    """Return one augmented training pair of an image (H, W, 3) and its depth (H, W) m.
+
+    The image becomes (height, width, 3) float32 in 0..1, the depth (height, width) float32 m by
+    nearest neighbour.
     """
-    # The aspect varies a little as well: a network input is a stretched image, whatever the
-    # camera's aspect.
+    # The aspect ratio varies as well: a network's input is a stretched image, whatever the aspect
+    # ratio of the camera is.
     window = random_window(depth.shape, height, width, cfg, rng)
     x = recolour(window.unit_range(image), cfg, rng)
     return x, window.nearest(depth).astype(np.float32, copy=False)
 
 
 def recolour(x: F32, cfg: ViewConfig, rng: np.random.Generator) -> F32:
-    """Another light, another camera for an image (H, W, 3) float32 in 0..1; no pixel moves."""
+    """Change the colours of an image (H, W, 3) float32 in 0..1, as another light or camera would.
+
+    No pixel moves.
+    """
     x = _distort(np.clip(x, 0, 1).astype(np.float32, copy=False), cfg, rng)
     spread = cfg.colour
     if cfg.gamma:
@@ -255,7 +264,7 @@ _DISTORTIONS = {
 
 
 def _distort(x: F32, cfg: ViewConfig, rng: np.random.Generator) -> F32:
-    """One or more of the strong changes, in random order."""
+    """Apply the strong changes that are drawn by their probabilities, in random order."""
     chances = {name: getattr(cfg, name) for name in _DISTORTIONS}
     chosen = [name for name, chance in chances.items() if rng.random() < chance]
     possible = [name for name, chance in chances.items() if chance > 0]

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Teachers' maps and masks, computed once per image and read many times.
+"""Cache of teachers' maps and of masks, which are computed once per image and read many times.
 
-    FOLDER/ab/abcdef...png    uint16: the map between its least (1) and greatest value (65535),
-                              0 = unknown; or masks, 16 to a page of bits, pages below each other
-    FOLDER/ab/abcdef...json   the key, the range or the number of masks; written last
+    FOLDER/ab/abcdef...png    uint16: a map, scaled from its smallest value (1) to its largest
+                              (65535), 0 = unknown; or masks, one per bit, 16 to a page, the pages
+                              below each other
+    FOLDER/ab/abcdef...json   the key, and the range or the number of masks; written last
 
-The name is a digest of the key, so another image, crop, teacher or revision is another file.
+The name is a digest of the key, so that another image, crop, teacher or revision has another file.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ from training.data.augmentation import Window
 from training.data.files import content, decode, finite_number
 from training.data.samples import DataError
 
-PER_PAGE = 16  # masks
-STEPS = 65534  # between the least and the greatest value; 0 is kept for unknown
+PER_PAGE = 16  # masks in a page
+STEPS = 65534  # between the smallest and the largest value; 0 is kept for unknown
 
 
 def digest(image: NDArray[np.uint8]) -> str:
-    """Name of an image (H, W, C), which follows from its pixels alone."""
+    """Return the name of an image (H, W, C); it depends on shape and pixels only."""
     shape = json.dumps(image.shape).encode()
     return hashlib.blake2b(
         shape + np.ascontiguousarray(image).tobytes(), digest_size=16
@@ -42,8 +43,10 @@ def digest(image: NDArray[np.uint8]) -> str:
 
 
 def model_digest(model: DepthModel) -> str:
-    """Name of an exported network that follows from all that shapes its answers: weights, input,
-    meaning, and the back end where that is not the reference.
+    """Return the name of an exported network, a digest of all that its answers depend on.
+
+    These are weights, input, output, meaning, roles, levels and focal length, and the back end if
+    it is not the reference.
     """
     manifest, backend = model.engine.manifest, model.engine.backend
     shaping: tuple[Any, ...] = (
@@ -55,14 +58,14 @@ def model_digest(model: DepthModel) -> str:
         sorted(manifest.levels.items()),
         manifest.focal_px,
     )
-    if backend != REFERENCE:  # answers kept for one are not those of another
+    if backend != REFERENCE:  # answers of one back end are not those of another
         shaping = (*shaping, backend)
     return hashlib.sha256(repr(shaping).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class Key:
-    """Key of a map: its image (a `digest`), its maker with revision, and the window."""
+    """Key of a map or masks: the image (a `digest`), the maker with its revision, the window."""
 
     image: str
     maker: str
@@ -71,15 +74,16 @@ class Key:
 
     @property
     def name(self) -> str:
-        """The file's name."""
+        """The name of the files, without suffix."""
         text = json.dumps(asdict(self), sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 class Cache:
-    """A folder of maps and masks. `cure`: the command that fills it, for error messages.
+    """Folder of maps and masks. `cure`: the command that fills it, for error messages.
 
-    Reading raises DataError for an absent or damaged entry, writing for a full disk.
+    Reading raises DataError for an absent or damaged entry; writing raises it if the disk is full
+    or the folder cannot be written.
     """
 
     def __init__(self, folder: str | Path, cure: str = "") -> None:
@@ -90,10 +94,10 @@ class Cache:
         return self._path(key, ".json").is_file()
 
     def write_map(self, key: Key, values: NDArray[np.floating], **about: Any) -> None:
-        """Store a map (H, W) float, not finite = unknown, in 16 bits of its own range.
+        """Store a map (H, W) float in 16 bits over its own range; values not finite are unknown.
 
-        about: plain values stored beside it (meaning, processing size). Raises DataError for a map
-        without any finite value.
+        about: plain values that are stored with it (meaning, processing size). Raises DataError for
+        a map without any finite value.
         """
         known = np.isfinite(values)
         if values.ndim != 2 or not known.any():
@@ -107,7 +111,7 @@ class Cache:
         self._write(key, stored, {"kind": "map", "low": low, "high": high, **about})
 
     def read_map(self, key: Key) -> NDArray[np.float32]:
-        """The map (H, W) float32, NaN unknown; off by at most its range / 131068."""
+        """Return the map (H, W) float32, NaN unknown; its error is at most its range / 131068."""
         stored, about = self._read(key, "map")
         try:
             low, high = finite_number(about.get("low")), finite_number(about.get("high"))
@@ -131,7 +135,7 @@ class Cache:
         )
 
     def read_masks(self, key: Key) -> NDArray[np.bool_]:
-        """The masks (K, H, W) bool."""
+        """Return the masks (K, H, W) bool."""
         stored, about = self._read(key, "masks")
         count, height = about.get("count"), about.get("height")
         if type(count) is not int or type(height) is not int or count < 0 or height < 1:
@@ -145,7 +149,7 @@ class Cache:
         return np.array(planes, bool).reshape(count, height, stored.shape[1])
 
     def about(self, key: Key) -> dict[str, Any]:
-        """The values stored beside a map or masks; raises DataError where there is none."""
+        """Return the values stored with a map or masks. Raises DataError without such an entry."""
         try:
             values = json.loads(self._path(key, ".json").read_text(encoding="utf-8"))
         except FileNotFoundError:

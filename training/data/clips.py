@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Clips of videos, read from folders as their authors published them: KITTI raw, ScanNet as its
-tool exports it, TUM RGB-D.
+"""Video clips, read from folders as they are published: KITTI raw, ScanNet, TUM RGB-D.
 
-Frames are (H, W, 3) uint8 RGB, K (3, 3) in pixels with centres at integers, T_world_camera (4, 4)
-in metres, depth (H, W) float32 m with NaN where unknown.
+ScanNet is read as its own tool exports it. Frames are (H, W, 3) uint8 RGB, K (3, 3) in pixels with
+centres at integers, T_world_camera (4, 4) in metres, depth (H, W) float32 m with NaN where unknown.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from training.data.files import read_counts, read_image, reading
 from training.data.samples import F32, F64, U8, DataError
 
 EARTH_RADIUS_M = 6_378_137.0
-KITTI_CAMERA = "02"  # the left one with colours
+KITTI_CAMERA = "02"  # the left colour camera
 # The calibration that TUM RGB-D publishes for its three cameras: fx, fy, cx, cy.
 TUM_CAMERAS = {
     "freiburg1": (517.3, 516.5, 318.6, 255.3),
@@ -35,7 +34,7 @@ TUM_CAMERAS = {
 
 @dataclass(frozen=True)
 class View:
-    """One frame: image, K, pose (None: unknown) and depth (None: unknown)."""
+    """One frame of a clip: image, K, pose (None: unknown) and depth (None: unknown)."""
 
     image: U8
     K: F64
@@ -50,20 +49,20 @@ class Clip(ABC):
 
     @abstractmethod
     def __len__(self) -> int:
-        """Frames."""
+        """Return the number of frames."""
 
     @abstractmethod
     def view(self, index: int, height: int, width: int) -> View:
-        """A frame, scaled to a size."""
+        """Return a frame, resized to (height, width)."""
 
     def usable(self, index: int) -> bool:
-        """Whether the frame may be part of a triplet (some are recorded without a pose)."""
+        """Return whether the frame may be part of a triplet (some are recorded without a pose)."""
         return True
 
 
 @dataclass
 class Recording(Clip):
-    """Frames on disk. poses None: unknown; depth files may be missing one by one."""
+    """Frames on disk. poses None: all unknown; a depth None: that frame has no depth file."""
 
     name: str
     images: list[Path]
@@ -71,17 +70,17 @@ class Recording(Clip):
     poses: list[F64] | None
     depths: list[Path | None]
     units_per_m: float
-    """What a stored depth of 1 m is; 0 is unknown"""
+    """Stored value of a depth of 1 m; a stored 0 means unknown"""
 
     def __len__(self) -> int:
         return len(self.images)
 
     def usable(self, index: int) -> bool:
-        """A finite pose, where poses are known at all."""
+        """Return whether the pose is finite; True if the clip has no poses."""
         return self.poses is None or bool(np.isfinite(self.poses[index]).all())
 
     def view(self, index: int, height: int, width: int) -> View:
-        """A frame from disk; DataError for a file that cannot be read."""
+        """Return a frame, resized to (height, width). Raises DataError for an unreadable file."""
         image = read_image(self.images[index])
         rows, columns = image.shape[:2]
         camera = Camera.from_matrix(self.K, width=columns, height=rows).resized(width, height)
@@ -115,7 +114,10 @@ class Recording(Clip):
 
 
 def _numbers(path: Path, content: str) -> F64:
-    """A text file of numbers, its rows alike."""
+    """Read a text file of numbers with rows of equal length, as (rows, columns).
+
+    content: what the file holds, for the error message. Raises DataError if it cannot be read.
+    """
     if not path.is_file():
         raise DataError(f"{path} with the {content} is missing: copy it from the data set.")
     try:
@@ -127,11 +129,11 @@ def _numbers(path: Path, content: str) -> F64:
 
 
 def kitti(folder: Path, need_poses: bool) -> list[Recording]:
-    """KITTI raw: <date>/<date>_drive_<n>_sync/image_02/data/*.png, <date>/calib_cam_to_cam.txt.
+    """Open KITTI raw: <date>/<date>_drive_<n>_sync/image_02/data and <date>/calib_cam_to_cam.txt.
 
     Poses come from oxts/data and calib_{imu_to_velo,velo_to_cam}.txt, depth from
-    proj_depth/groundtruth/image_02 where it exists. folder: the set, a date or a drive. Raises
-    DataError for missing files.
+    proj_depth/groundtruth/image_02 where it exists. folder: that of the data set, of a date or of a
+    drive. Raises DataError for missing or unreadable files.
     """
     data = sorted(folder.glob(f"**/image_{KITTI_CAMERA}/data"))
     if not data:
@@ -168,7 +170,7 @@ def kitti(folder: Path, need_poses: bool) -> list[Recording]:
 
 
 def _kitti_calibration(path: Path) -> dict[str, F64]:
-    """Rows `name: numbers` of a calibration file."""
+    """Read the rows `name: numbers` of a calibration file."""
     if not path.is_file():
         raise DataError(f"{path} with the calibration is missing: copy it from KITTI's raw data.")
     rows = {}
@@ -179,12 +181,12 @@ def _kitti_calibration(path: Path) -> dict[str, F64]:
         try:
             rows[name.strip()] = np.array(text.split(), np.float64)
         except ValueError:
-            continue  # calib_time and the like
+            continue  # a row of text, such as calib_time
     return rows
 
 
 def _kitti_rigid(path: Path) -> F64:
-    """R and T of a calibration file as (4, 4)."""
+    """Read R and T of a calibration file as one transform (4, 4)."""
     rows = _kitti_calibration(path)
     if not {"R", "T"} <= rows.keys():
         raise DataError(f"{path} lacks R or T: copy it from KITTI's raw data.")
@@ -197,7 +199,7 @@ def _kitti_rigid(path: Path) -> F64:
 def _kitti_poses(
     drive: Path, images: list[Path], calibration: dict[str, F64], projection: F64
 ) -> list[F64]:
-    """T_world_camera of every image: GPS and inertial unit on a Mercator plane (KITTI devkit)."""
+    """Return T_world_camera of every image, from GPS and IMU on a Mercator plane (KITTI devkit)."""
     files = [drive / "oxts" / "data" / f"{image.stem}.txt" for image in images]
     missing = [path for path in files if not path.is_file()]
     if missing:
@@ -221,7 +223,11 @@ def _kitti_poses(
 
 
 def _kitti_imu(row: F64, scale: float) -> F64:
-    """T_world_imu of latitude, longitude, altitude, roll, pitch, yaw."""
+    """Return T_world_imu (4, 4) of a row of oxts/data.
+
+    The row holds latitude and longitude in degrees, altitude in m, and roll, pitch and yaw in rad.
+    scale: the cosine of the first frame's latitude, with which the Mercator plane is in metres.
+    """
     latitude, longitude, altitude, roll, pitch, yaw = row[:6]
     x = scale * EARTH_RADIUS_M * math.radians(longitude)
     y = scale * EARTH_RADIUS_M * math.log(math.tan(math.radians(90 + latitude) / 2))
@@ -236,9 +242,9 @@ def _kitti_imu(row: F64, scale: float) -> F64:
 
 
 def scannet(folder: Path, need_poses: bool) -> list[Recording]:
-    """ScanNet as SensReader exports it: <scene>/{color,depth,pose,intrinsic}/; depth in mm.
+    """Open ScanNet as SensReader exports it: <scene>/{color,depth,pose,intrinsic}/, depth in mm.
 
-    Raises DataError for missing files.
+    Raises DataError for missing or unreadable files.
     """
     scenes = sorted(path.parent for path in folder.glob("**/color") if path.is_dir())
     if not scenes:
@@ -277,10 +283,11 @@ def scannet(folder: Path, need_poses: bool) -> list[Recording]:
 
 
 def tum(folder: Path, need_poses: bool) -> list[Recording]:
-    """TUM RGB-D: <sequence>/{rgb,depth,groundtruth}.txt with rgb/ and depth/; depth x 5000.
+    """Open TUM RGB-D: <sequence>/{rgb,depth,groundtruth}.txt with rgb/ and depth/.
 
-    The intrinsics follow from freiburg1, 2 or 3 in the sequence's name, or from a file
-    intrinsics.txt (fx fy cx cy) in it. Raises DataError for missing files.
+    Depth is stored as m x 5000. The intrinsics are those of a file intrinsics.txt (fx fy cx cy) in
+    the sequence, or else the published ones of freiburg1, 2 or 3, as the sequence's name says.
+    Raises DataError for missing or unreadable files.
     """
     lists = sorted(folder.glob("**/rgb.txt"))
     if not lists:
@@ -324,7 +331,7 @@ def _tum_intrinsics(sequence: Path) -> F64:
 
 
 def _tum_list(path: Path) -> tuple[F64, list[Path]]:
-    """Stamps and files of rgb.txt or depth.txt."""
+    """Read the stamps (s) and files of rgb.txt or depth.txt."""
     with reading(path):
         text = path.read_text(encoding="utf-8")
     rows = [line.split() for line in text.splitlines() if line.strip() and not line.startswith("#")]
@@ -336,13 +343,13 @@ def _tum_list(path: Path) -> tuple[F64, list[Path]]:
 
 
 def _tum_poses(path: Path, stamps: F64) -> list[F64]:
-    """T_world_camera at each stamp; not finite where none was measured within 20 ms."""
+    """Return T_world_camera (4, 4) at each stamp; NaN if none was measured within 20 ms."""
     rows = _numbers(path, "poses (or set poses: network)")
     if rows.shape[1] != 8:
         raise DataError(f"{path} has {rows.shape[1]} columns: it needs stamp tx ty tz qx qy qz qw.")
     nearest = [_nearest(rows[:, 0], float(stamp), 0.02) for stamp in stamps]
     unknown: F64 = np.full((4, 4), np.nan)
-    with reading(path):  # a quaternion that is none
+    with reading(path):  # a row may hold no valid quaternion
         return [
             unknown if k is None else rigid_transform(rows[k, 1:4], rows[k, 4:]) for k in nearest
         ]

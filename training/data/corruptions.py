@@ -2,15 +2,16 @@
 """Corruptions of images by weather, lenses and sensors: 18 kinds at five severities.
 
 The list and its numbers are RoboDepth's (Kong et al., NeurIPS 2023), after Hendrycks and
-Dietterich (ICLR 2019); the code is ours, and so is what a table of numbers leaves open: frost is
-synthesised and not pasted from photographs, glass moves pixels by a random field instead of
-swapping them one by one, elastic bends without shifting, pixelate rounds boxes to whole pixels, and
-the clouds of fog are rougher. The dark image is stretched to its range and has a tenth of the noise
-of `gaussian` and `shot` of the same severity, as in RoboDepth's code. Lengths are in pixels of the
-image that is given, as they are there.
+Dietterich (ICLR 2019). The code is ours, and so are the choices that a table of numbers leaves
+open: frost is synthesised instead of pasted from photographs, glass moves pixels by a random field
+instead of swapping them one by one, elastic deforms without an affine transform, pixelate rounds
+its boxes to whole pixels, and the clouds of fog are rougher. For `dark` the image is first
+stretched to its range, and its noise is a tenth of that of `gaussian` and `shot` of the same
+severity, as in RoboDepth's code. Lengths are in pixels of the given image, as in RoboDepth.
 
-Every corruption follows from its seed alone. The severities of one seed share what is drawn (of
-photons their mean): severity 3 is the storm of severity 2, only worse.
+The result depends on image, name, severity and seed only. The severities of one seed share the same
+random numbers (for photons the same mean): severity 3 is the same snowfall as severity 2, but
+stronger.
 """
 
 from __future__ import annotations
@@ -193,7 +194,7 @@ def _jpeg(x: F32, rng: np.random.Generator, quality: int) -> F32:
 
 _SIGMAS = (0.08, 0.12, 0.18, 0.26, 0.38)
 _PHOTONS = (60, 25, 12, 5, 3)
-# Values of severity 1 to 5, in the order of the function's arguments.
+# Arguments of each function, in its order, at the severities 1 to 5.
 _TABLE: dict[str, tuple[Callable[..., F32], tuple[tuple[Any, ...], ...]]] = {
     "brightness": (_brightness, ((0.1,), (0.2,), (0.3,), (0.4,), (0.5,))),
     "dark": (
@@ -236,8 +237,8 @@ _TABLE: dict[str, tuple[Callable[..., F32], tuple[tuple[Any, ...], ...]]] = {
 }
 CORRUPTIONS = tuple(_TABLE)  # the 18 of KITTI-C
 INDOOR = tuple(name for name in CORRUPTIONS if name not in ("fog", "frost", "snow"))  # NYU-C
-# WeSTAR corrupts with six kinds at severity 5, which no source names. Ours: noise, blur of motion
-# and of the lens, light, contrast (outdoors fog in its place), compression.
+# WeSTAR uses six corruptions at severity 5; no source says which. Ours: noise, motion blur,
+# defocus, brightness, contrast (fog outdoors), compression.
 SIX = ("gaussian", "motion", "defocus", "brightness", "contrast", "jpeg")
 SIX_OUTDOORS = ("gaussian", "motion", "defocus", "brightness", "fog", "jpeg")
 SETS = {
@@ -246,7 +247,7 @@ SETS = {
 
 
 def named(words: Sequence[str]) -> tuple[str, ...]:
-    """The corruptions that names of corruptions or of SETS stand for, each once, in their order.
+    """Return the corruptions that names of corruptions or of SETS stand for, each once, in order.
 
     Raises ValueError for an unknown name.
     """
@@ -262,7 +263,7 @@ def named(words: Sequence[str]) -> tuple[str, ...]:
 
 
 def corrupt(image: U8, name: str, severity: int, seed: int = 0) -> U8:
-    """(H, W, 3) uint8 RGB -> the same image corrupted by one of CORRUPTIONS; severity 0 is a copy.
+    """Return an image (H, W, 3) uint8 RGB corrupted by one of CORRUPTIONS; severity 0 is a copy.
 
     Raises ValueError for an unknown name, a severity outside 0..5 or another kind of image.
     """
@@ -283,9 +284,10 @@ def corrupt(image: U8, name: str, severity: int, seed: int = 0) -> U8:
 
 
 def sheet(image: U8, columns_px: int = 160, seed: int = 0) -> U8:
-    """All corruptions of an image on one sheet (rows, columns, 3): a row each, clean at the left.
+    """Draw all corruptions of an image (H, W, 3) on one sheet (rows, columns, 3) uint8 RGB.
 
-    They are applied at the image's own size and shrunk afterwards.
+    Each corruption is a row: the clean image at the left, then the severities 1 to 5. Corruptions
+    are applied at the image's own size; the results are then resized to `columns_px` columns.
     """
     rows_px = max(8, round(columns_px * image.shape[0] / image.shape[1]))
     strip = 14
@@ -304,14 +306,14 @@ def sheet(image: U8, columns_px: int = 160, seed: int = 0) -> U8:
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """`python -m training corrupt IMAGE --out sheet.png`."""
+    """Add the arguments of `python -m training corrupt IMAGE --out sheet.png`."""
     parser.add_argument("image", type=Path, help="JPEG or PNG file")
     parser.add_argument("--out", required=True, type=Path, help="the sheet, .png or .jpg")
     parser.add_argument("--seed", type=int, default=0, help="seed of the random fields")
 
 
 def command(args: argparse.Namespace, console: Console) -> None:
-    """Run it. Raises DataError: one sentence."""
+    """Write the sheet of an image file. Raises DataError if a file cannot be read or written."""
     if not args.image.is_file():
         raise DataError(f"{args.image} cannot be read as an image: give a JPEG or PNG file.")
     made = sheet(read_image(args.image), seed=args.seed)
@@ -329,8 +331,10 @@ def command(args: argparse.Namespace, console: Console) -> None:
 
 
 def depth_error(abs_rel: float, delta1: float, kind: int = 2) -> float:
-    """DEE: AbsRel and delta1 as one error. 1: sum with 1 - delta1; 2: half of it, the main one; 3:
-    their ratio. Raises ValueError for another kind.
+    """Return the depth estimation error (DEE), which joins AbsRel and delta1.
+
+    Kind 1 is AbsRel + 1 - delta1, kind 2 half of it (the main one), kind 3 AbsRel / delta1. Raises
+    ValueError for another kind.
     """
     if kind == 3:
         return abs_rel / delta1 if delta1 > 0 else math.inf
@@ -342,15 +346,20 @@ def depth_error(abs_rel: float, delta1: float, kind: int = 2) -> float:
 def mean_corruption_error(
     errors: Mapping[str, Sequence[float]], base: Mapping[str, Sequence[float]]
 ) -> float:
-    """mCE in per cent: the error of five severities over the base model's, mean of corruptions.
+    """Return mCE in per cent: the DEE summed over severities over the base's, mean of corruptions.
 
-    Both map each corruption to its DEE at severity 1 to 5. Less is better, 100 is the base.
+    errors and base map each corruption to its DEE at the severities 1 to 5. Lower is better; the
+    base model has 100. Raises ValueError for other corruptions or another number of severities.
     """
     return 100.0 * float(np.mean([sum(e) / sum(b) for e, b in _pairs(errors, base)]))
 
 
 def mean_resilience_rate(errors: Mapping[str, Sequence[float]], clean: float) -> float:
-    """mRR in per cent: 1 - DEE of corrupted images over that of the clean ones. More is better."""
+    """Return mRR in per cent: 1 - DEE of corrupted images over 1 - DEE of clean ones.
+
+    It is the mean over severities and corruptions; higher is better. errors maps each corruption to
+    its DEE at the severities 1 to 5. Raises ValueError as mean_corruption_error does.
+    """
     resilience = [float(np.mean([1.0 - e for e in line])) for line, _ in _pairs(errors, errors)]
     return 100.0 * float(np.mean(resilience)) / (1.0 - clean)
 
@@ -374,7 +383,7 @@ def _as_bytes(x: F32) -> U8:
 
 
 def _photons(x: F32, rng: np.random.Generator, count: float) -> F32:
-    """The value (H, W, 3) that a sensor reads where full white is `count` photons."""
+    """Return the values (H, W, 3) that a sensor measures if full white is `count` photons."""
     rate = np.maximum(x, 0).astype(np.float64) * count
     return (rng.poisson(rate) / count).astype(np.float32)
 
@@ -390,7 +399,7 @@ def _filtered(x: F32, kernel: F32) -> F32:
 
 
 def _streak(x: F32, radius: int, sigma: float, angle_deg: float) -> F32:
-    """Blur along a line that starts in the pixel and fades over 2 radius + 1 pixels."""
+    """Blur along a line that starts at the pixel and fades over 2 radius + 1 pixels."""
     reach = 2 * radius + 1
     kernel = np.zeros((2 * reach + 3, 2 * reach + 3), np.float32)
     along = math.radians(angle_deg)
@@ -405,10 +414,11 @@ def _streak(x: F32, radius: int, sigma: float, angle_deg: float) -> F32:
 
 
 def _cloud(rng: np.random.Generator, height: int, width: int, persistence: float) -> F32:
-    """Fractal noise (H, W) in 0..1 around 0.5: octaves of smooth noise, each weaker by a factor.
+    """Return fractal noise (H, W) in 0..1 around 0.5: octaves of smooth noise of falling weight.
 
-    The octaves are those of the larger side: an image of any shape sees round clouds. The weights
-    are not brought to a fixed sum, so that a rougher cloud is also a stronger one.
+    The weight of each octave is `persistence` times that of the one before. The octaves fit the
+    longer side, so that clouds are round in an image of any shape. The weights are not normalised
+    to a fixed sum: a rougher cloud is also a stronger one.
     """
     side = max(height, width)
     total = np.zeros((side, side), np.float32)
@@ -421,10 +431,13 @@ def _cloud(rng: np.random.Generator, height: int, width: int, persistence: float
 
 
 def _ice(rng: np.random.Generator, height: int, width: int, grown: float) -> F32:
-    """Ice on a window (H, W, 3) in 0..1: bluish veins that thicken and grow in from the border."""
+    """Return ice on a window (H, W, 3) in 0..1: bluish veins that grow inwards from the border.
+
+    grown: 0 to 1; veins become thicker and reach farther with it.
+    """
     veins: F32 = np.zeros((height, width), np.float32)
     for _ in range(4):
-        # Where smooth noise crosses its middle lies a thin line; lines over lines look like ferns.
+        # A thin line lies where smooth noise crosses its mean; several such lines look like ferns.
         line: F32 = 1 - np.abs(2 * _cloud(rng, height, width, 0.6) - 1)
         veins = np.maximum(veins, line ** np.float32(12 / (1 + 3 * grown)))
     y = np.linspace(-1, 1, height, dtype=np.float32)[:, None]

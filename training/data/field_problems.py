@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training examples of the field's refinement: rendered scenes, made-up sensors and networks.
+"""Training examples for the field's refinement: rendered scenes, simulated sensors and networks.
 
-A problem is a view as an RGB-D camera would record it (image and depth a little apart, holes at
-edges), points of it, and a network's map: the embedded network's, one made from the truth (blurred,
-bent, objects at wrong scales, texture in place of shape), or none. The field itself is run on it;
-what its refiner would see, and what it should have answered, is the example.
+A problem consists of a view as an RGB-D camera would record it (image and depth slightly shifted,
+holes at edges), measured points of it, and a network's map: that of the embedded network, one made
+from the truth (blurred, bent, objects at wrong scales, texture instead of shape), or a constant
+one. The field is run on the problem; the example holds the input of its refiner and the correct
+answer.
 """
 
 from __future__ import annotations
@@ -37,25 +38,26 @@ STYLES = {"mixed": 0.8, "outdoors": 0.2}  # probabilities
 FIELD = FitConfig(method="field", threads=1)
 COLOURS = ViewConfig(colour=0.3, gamma=0.25, grey=0.05, blur=0.4, noise=0.05)
 
-# Of problems
-SHIFTED = 0.6  # share whose image lies up to SHIFT_CELLS beside the depth
-SHIFT_CELLS = 1.6
-HOLED = 0.5  # share whose depth is unknown beside edges and in patches
-NOISY = 0.35  # share with range noise and wrong points
-SCANNED = 0.35  # share whose points lie on lines
-FARTHEST_M = 90.0  # that a sensor measures
-FEWEST, MOST, MOST_SCANNED = 100, 10_000, 16_000  # points
-TRIES = 4  # for a network so weak that the field is blended
+# --- probabilities and limits of problems --------------------------------------------------------
+
+SHIFTED = 0.6  # probability that the image is shifted against the depth, by up to SHIFT_CELLS
+SHIFT_CELLS = 1.6  # largest shift along rows and columns, in cells of the field
+HOLED = 0.5  # probability that depth is unknown beside edges and in patches
+NOISY = 0.35  # probability of range noise and wrong points
+SCANNED = 0.35  # probability that the points lie on lines
+FARTHEST_M = 90.0  # range of the sensor
+FEWEST, MOST, MOST_SCANNED = 100, 10_000, 16_000  # numbers of points, the last one on lines
+TRIES = 4  # draws of a network until one is so weak that the field is blended
 
 Network = Callable[[U8], Prediction]
 
 
 @dataclass(frozen=True)
 class Example:
-    """One problem as a refiner sees it.
+    """Input of the refiner for one problem, and its correct answer.
 
-    maps: (CHANNELS, h, w) float16. target: (4, h, w) float16, log of truth over the field's answer,
-    NaN unknown.
+    maps: (CHANNELS, h, w) float16. target: (4, h, w) float16, the logarithm of the truth over the
+    field's answer, NaN where unknown.
     """
 
     maps: NDArray[np.float16]
@@ -63,13 +65,13 @@ class Example:
 
 
 def view_of(seed: int, index: int) -> Rendered:
-    """View `index` of a seed."""
+    """Render view `index` of a seed."""
     scene, camera, pose = _seen(seed, index)
     return scene.render(camera, pose)
 
 
 def depth_of(seed: int, index: int) -> F32:
-    """(H, W) m of that view alone, ten times faster."""
+    """Return only the depth (H, W) m of that view, which is ten times faster."""
     scene, camera, pose = _seen(seed, index)
     return scene.probe(camera, pose)[0]
 
@@ -84,8 +86,11 @@ def _seen(seed: int, index: int) -> tuple[Scene, Camera, F64]:
 
 
 def example(image: U8, depth: F32, network: Network, rng: np.random.Generator) -> Example | None:
-    """One example of a view (H, W, 3), (H, W) m; None if no network that was drawn is weak enough
-    for the field to be blended."""
+    """Make one example of a view: image (H, W, 3) uint8 and depth (H, W) m.
+
+    Returns None if too little of the depth is measured, or if no network that was drawn is so weak
+    that the field is blended.
+    """
     if rng.random() < 0.5:
         image, depth = np.ascontiguousarray(image[:, ::-1]), np.ascontiguousarray(depth[:, ::-1])
     seen = (recolour(unit_range(image), COLOURS, rng) * 255).astype(np.uint8)
@@ -122,11 +127,14 @@ def _moved(values: NDArray[Any], shift: F32) -> NDArray[Any]:
 
 
 def _measured(depth: F32, rng: np.random.Generator) -> F32:
-    """(H, W) m, NaN unknown: holes, edges as a depth camera gives them."""
+    """Return the depth (H, W) m as a depth camera measures it, with its holes and edges.
+
+    NaN is unknown; depth beyond FARTHEST_M always is.
+    """
     measured = np.where(depth <= FARTHEST_M, depth, np.float32(np.nan))
     if rng.random() >= HOLED:
         return measured
-    if rng.random() < 0.5:  # steps of disparity
+    if rng.random() < 0.5:  # disparity in steps, as a stereo camera quantises it
         step = np.float32(rng.uniform(0.002, 0.015) / np.median(depth))
         disparity = np.maximum(np.round(1 / depth / step), np.float32(0.5)) * step
         depth = (1 / disparity).astype(np.float32)
@@ -135,12 +143,12 @@ def _measured(depth: F32, rng: np.random.Generator) -> F32:
     measured = np.where(depth <= FARTHEST_M, depth, np.float32(np.nan))
     low, high = cv2.erode(depth, np.ones((3, 3))), cv2.dilate(depth, np.ones((3, 3)))
     edge = (high > 1.08 * low).astype(np.uint8)
-    width = int(rng.integers(1, 6))  # an occluded band on one side
+    width = int(rng.integers(1, 6))  # width of the occluded band on one side of an edge, px
     band = np.zeros((1, 2 * width + 1), np.uint8)
     band[0, :width] = 1
     lost = cv2.dilate(edge, band if rng.random() < 0.5 else band[:, ::-1].copy()) > 0
     lost &= depth > cv2.blur(depth, (9, 9))
-    share = rng.uniform(0, 0.25)  # patches
+    share = rng.uniform(0, 0.25)  # fraction of the image that is lost in patches
     coarse = rng.random((8, 10)).astype(np.float32)
     cloud = np.asarray(
         cv2.resize(coarse, (WIDTH, HEIGHT), interpolation=cv2.INTER_LINEAR), np.float32
@@ -206,14 +214,14 @@ def _prediction(
         _bend(rng, np.exp(rng.uniform(np.log(0.03), np.log(0.5))))
     )
     size = rng.uniform(0, 0.35) if rng.random() < 0.7 else 0.0
-    if size:  # things at wrong scales: a patchwork that follows depth's steps
+    if size:  # objects at wrong scales: regions between quantiles of depth get a factor each
         layers = np.quantile(depth, np.linspace(0, 1, int(rng.integers(4, 9))))
         pick = np.searchsorted(layers, depth)
         _, thing = cv2.connectedComponents((pick % 2).astype(np.uint8))
         number = pick.astype(np.int64) + 10 * thing.astype(np.int64)
         number -= number.min()
         log += rng.normal(0, size, int(number.max()) + 1)[number]
-    if rng.random() < 0.5:  # texture in place of shape
+    if rng.random() < 0.5:  # texture that is mistaken for shape
         grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32) / 255
         log += rng.uniform(-0.3, 0.3) * cv2.GaussianBlur(grey, (0, 0), rng.uniform(1, 5))
     contrast = rng.uniform(0.3, 1.1)
@@ -233,7 +241,7 @@ def _prediction(
 
 
 def _bend(rng: np.random.Generator, size: float) -> F32:
-    """(H, W) factors that change smoothly, of this standard deviation in log."""
+    """Return smoothly changing factors (H, W) whose logarithm has the standard deviation `size`."""
     cells = int(rng.integers(2, 9))
     bend = cv2.resize(
         rng.normal(0, 1, (cells, cells + 1)), (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC
@@ -246,7 +254,7 @@ def _bend(rng: np.random.Generator, size: float) -> F32:
 
 @dataclass(frozen=True)
 class ExamplesConfig:
-    """Folder and number of the examples, and how they are made."""
+    """Folder, number and seed of the examples."""
 
     folder: str = config.option("refine", "Folder of the examples (outside the repository).")
     views: int = config.option(4000, "Rendered views.", minimum=1)
@@ -258,7 +266,7 @@ class ExamplesConfig:
 
 
 class Examples:
-    """Memory-mapped examples, each a function of the seed and its number alone.
+    """Memory-mapped examples; each depends on the seed and its number only.
 
     maps: (N, CHANNELS, h, w) float16. target: (N, 4, h, w) float16. Raises DataError without a
     seed.
@@ -286,18 +294,20 @@ class Examples:
         return len(self.target)
 
     def missing(self) -> list[int]:
-        """Views whose examples are not there yet."""
+        """Return the views whose examples have not been made yet."""
         return [int(k) for k in np.flatnonzero(self._done == 0)]
 
     def ready(self) -> NDArray[np.int64]:
-        """Numbers of the examples that are there."""
+        """Return the numbers of the examples that can be read."""
         return np.flatnonzero(np.repeat(self._done[:] == 1, self.cfg.per_view))
 
     def fill(
         self, views: Sequence[int], network: Network, image: Callable[[int], U8] | None = None
     ) -> Iterator[int]:
-        """Make the examples of these views; yields each view. image(view): (H, W, 3), where views
-        have been rendered before.
+        """Make the examples of these views, and yield each view when it is done.
+
+        A view for which too few examples can be made is marked and not tried again. image: returns
+        the image (H, W, 3) of a view that was rendered before; None renders it.
         """
         cfg = self.cfg
         for view in views:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files of data sets: what lies below a folder, and images from their bytes, or one sentence."""
+"""Files of data sets: search below a folder, and decoding of images, with one-sentence errors."""
 
 from __future__ import annotations
 
@@ -16,26 +16,27 @@ from depth_node import image_files
 from depth_node.sentences import one_line
 from training.data.samples import U8, DataError
 
-LARGEST_BYTES = 2**30  # of a file that is read whole
+LARGEST_BYTES = 2**30  # largest file that is read whole
 
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turn whatever a library says of a damaged or missing file into a DataError that names it."""
+    """Turn any error of a library about a missing or damaged file into a DataError naming it."""
     try:
         yield
     except DataError:
         raise
     except FileNotFoundError as error:
         raise DataError(f"{path} is missing: copy it there, or take it off the list.") from error
-    except Exception as error:  # a damaged file raises what no library documents
+    except Exception as error:  # libraries do not document all errors of damaged files
         raise DataError(f"{path} cannot be read ({one_line(error)}): copy it again.") from error
 
 
 def content(path: Path) -> bytes:
-    """The bytes of a regular file.
+    """Return the bytes of a regular file.
 
-    Raises FileNotFoundError, and ValueError for a pipe, a device or a file of more than 1 GiB.
+    Raises FileNotFoundError, and ValueError for a folder, a pipe, a device or a file of more than
+    1 GiB.
     """
     if not path.exists():
         raise FileNotFoundError(path)
@@ -47,7 +48,7 @@ def content(path: Path) -> bytes:
 
 
 def finite_number(value: object) -> float:
-    """A number of JSON, where a bool is none. Raises ValueError for all that is no finite one."""
+    """Return a JSON value as float. Raises ValueError unless it is a finite number (no bool)."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         with suppress(OverflowError):  # an integer of 400 digits
             if math.isfinite(value):
@@ -56,10 +57,11 @@ def finite_number(value: object) -> float:
 
 
 def below(root: Path, matches: Callable[[Path], bool]) -> list[Path]:
-    """Files below a folder, through linked folders too, sorted; none that are hidden.
+    """Return the matching files below a folder, sorted, also those in linked folders.
 
-    A folder that several ways lead to is entered once, by the way without links if there is one.
-    Hidden are names with a leading dot, as a Mac's companions `._x.png` of every file.
+    A folder that can be reached in several ways is entered once, without links if possible. Names
+    with a leading dot are left out, such as the files `._x.png` that macOS adds. Raises DataError
+    if a folder cannot be read.
     """
     files: list[Path] = []
     entered: set[tuple[int, int]] = set()
@@ -91,10 +93,10 @@ def below(root: Path, matches: Callable[[Path], bool]) -> list[Path]:
 
 
 def decode(data: bytes, *, colour: bool = False) -> NDArray[Any]:
-    """The image in the bytes of a file, as stored; colour: as `decode_rgb`.
+    """Decode the bytes of an image file, with the values as they are stored.
 
-    Raises ValueError for a cut or damaged file, for one of no known format, and for one of more
-    than image_files.LARGEST_PX pixels.
+    colour: decode to RGB and turn the image as EXIF says. Raises ValueError for a truncated or
+    damaged file, for an unknown format, and for more than image_files.LARGEST_PX pixels.
     """
     try:
         looked_through = image_files.look_through(data, image_files.ALL_FORMATS)
@@ -106,20 +108,21 @@ def decode(data: bytes, *, colour: bool = False) -> NDArray[Any]:
 
 
 def decode_rgb(data: bytes) -> U8:
-    """An image (H, W, 3) uint8 RGB, turned as EXIF says; of 16 bits those in use.
+    """Decode the bytes of an image file as (H, W, 3) uint8 RGB, turned as EXIF says.
 
-    Raises ValueError as decode does, and for floats, which have no white.
+    16-bit values are scaled by the number of bits in use. Raises ValueError as decode does, and for
+    float values, which have no defined white.
     """
     return image_files.scaled_to_8_bits(decode(data, colour=True))
 
 
 def read_image(path: Path) -> U8:
-    """An image (H, W, 3) uint8 RGB. Raises DataError for a damaged file."""
+    """Read an image file as (H, W, 3) uint8 RGB. Raises DataError for a missing or damaged file."""
     with reading(path):
         return decode_rgb(content(path))
 
 
 def read_counts(path: Path) -> NDArray[Any]:
-    """The numbers of an image file as they are stored. Raises DataError for a damaged file."""
+    """Read an image file's values as stored. Raises DataError for a missing or damaged file."""
     with reading(path):
         return decode(content(path))

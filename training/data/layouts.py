@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Data sets as they are published: folders on disk -> Samples, read one by one, never copied.
+"""Readers of published data sets: the folders are used as they are and read sample by sample.
 
-A data set is a sequence of Sample. Where its authors or a benchmark publish a list of files
-(Eigen's 697 of KITTI, Marigold's lists, ScanNet's scenes), give that file as `list`; without it
-`split` chooses by the layout itself. Depth is metres along the optical axis; what a data set marks
-as unknown (0, inf, sky, mask) is NaN. Whatever cannot be used is refused in one sentence that names
-the file.
+A data set is a sequence of Sample. If its authors or a benchmark publish a list of files (Eigen's
+697 of KITTI, Marigold's lists, ScanNet's scenes), give that file as `list`; without it `split`
+chooses by the layout itself. Depth is in metres along the optical axis; what a data set marks as
+unknown (0, inf, sky, mask) is NaN. A file that cannot be used raises an error of one sentence that
+names it.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from training.data.samples import F32, U8, DataError, Item, Sample
 
 
 def read_depth_png(path: Path, per_metre: float) -> F32:
-    """Depth (H, W) m of a uint16 PNG with `per_metre` steps a metre; 0 is unknown.
+    """Read depth (H, W) float32 m from a uint16 PNG with `per_metre` steps per metre; 0 is unknown.
 
-    Raises DataError for a damaged file or another type.
+    Raises DataError for a missing or damaged file or another type.
     """
     with reading(path):
         stored = decode(content(path))
@@ -45,12 +45,12 @@ def _read_npy(path: Path) -> NDArray[Any]:
     with reading(path):
         if not path.is_file():
             raise FileNotFoundError(path) if not path.exists() else ValueError("no regular file")
-        # Mapped, a header that announces more than the file holds costs no memory.
+        # Memory-mapped, so that a header with a wrong size does not allocate memory.
         return np.squeeze(np.array(np.load(path, mmap_mode="r", allow_pickle=False)))
 
 
 def _hdf5(path: Path) -> Any:
-    """An open HDF5 file."""
+    """Open an HDF5 file. Raises DataError if h5py is missing or the file cannot be read."""
     try:
         import h5py
     except ImportError as error:
@@ -62,21 +62,23 @@ def _hdf5(path: Path) -> Any:
 
 
 class ListLine(list[str]):
-    """The words of a line of a list, and the whole line as `text`."""
+    """Words of a line of a list, with the whole line as `text`."""
 
     def __init__(self, text: str) -> None:
         self.text = text
         quoted = '"' in text or "'" in text
         try:
             words = text.split("\t") if "\t" in text else shlex.split(text) if quoted else None
-        except ValueError:  # an apostrophe of a name
+        except ValueError:  # an apostrophe in a name
             words = None
         super().__init__(text.split() if words is None else [w.strip() for w in words if w.strip()])
 
 
 def listed_lines(path: Path) -> list[ListLine]:
-    """The non-empty lines of a list; words end at blanks, or at tabs where a line has some, and
-    quoted words hold blanks. Names need not be UTF-8. Raises DataError for an unreadable file.
+    """Read the non-empty lines of a list.
+
+    Words are separated by blanks, or by tabs in a line that has some; quoted words may contain
+    blanks. Names need not be UTF-8. Raises DataError for an unreadable file.
     """
     with reading(path):
         text = content(path).decode("utf-8", "surrogateescape").removeprefix("\ufeff")
@@ -84,19 +86,21 @@ def listed_lines(path: Path) -> list[ListLine]:
 
 
 def _first(*paths: Path) -> Path:
-    """The first that exists, otherwise the first, for the sentence."""
+    """Return the first path that exists, else the first path, for the error message."""
     return next((path for path in paths if path.exists()), paths[0])
 
 
 def _pairs(folder: Path, lines: Sequence[ListLine]) -> list[Item]:
-    """`image depth ...` lines; a depth called None (no truth was published) leaves them out."""
+    """Return an item per line `image depth ...`, but none where depth is "None" (not published)."""
     pairs = [_two_files(folder, line) for line in lines if len(line) > 1 and line[1] != "None"]
     return [Item(image, folder / image, folder / depth) for image, depth in pairs]
 
 
 def _two_files(folder: Path, line: ListLine) -> tuple[str, str]:
-    """The image and the depth of a line: its first words, or where names hold blanks and neither
-    tab nor quote says so, the first parts of it that are files.
+    """Return the image and the depth that a line names.
+
+    They are the line's first two words. If these are no files, names may contain blanks without
+    tabs or quotes: then they are the first two consecutive parts of the line that are files.
     """
     first = line[0], line[1]
     if len(line) == 2 or all((folder / name).exists() for name in first):
@@ -111,7 +115,7 @@ def _two_files(folder: Path, line: ListLine) -> tuple[str, str]:
 
 
 def _one_file(folder: Path, line: ListLine) -> str:
-    """The image of a line: all of it, or its first word where that is a file and all is none."""
+    """Return the image of a line: the whole line, or its first word if only that is a file."""
     whole = line.text.strip("\"'") if len(line) == 1 else line.text
     return line[0] if not (folder / whole).exists() and (folder / line[0]).exists() else whole
 
@@ -121,7 +125,7 @@ def _part(folder: Path, split: str) -> Path:
 
 
 def _named(root: Path, pattern: str) -> list[Path]:
-    """The files below a folder whose path ends like the pattern; none where there is no folder."""
+    """Return the files below a folder whose path ends with the pattern; none without the folder."""
     return below(root, lambda path: path.match(pattern)) if root.is_dir() else []
 
 
@@ -149,14 +153,14 @@ def _read_frame(item: Item) -> Sample:
 
 
 def _camera(image: U8, size: tuple[int, int], fx: float, fy: float, cx: float, cy: float) -> Camera:
-    """A published calibration for images of `size` (width, height), scaled to this image."""
+    """Return a published calibration for `size` (width, height), scaled to this image's size."""
     height, width = image.shape[:2]
     x, y = width / size[0], height / size[1]
     return Camera(width, height, fx * x, fy * y, (cx + 0.5) * x - 0.5, (cy + 0.5) * y - 0.5)
 
 
 def _matrix_camera(path: Path, image: U8) -> Camera | None:
-    """The camera whose matrix K a text file holds, if it is there."""
+    """Return the camera whose matrix K a text file holds; None without the file."""
     if not path.is_file():
         return None
     with reading(path):
@@ -180,7 +184,7 @@ def _find_nyuv2(folder: Path, split: str, lines: Sequence[ListLine]) -> list[Ite
 
 
 def _nyuv2_numbers(folder: Path, split: str) -> list[int]:
-    """Indices (from 0) of the official split: 795 to train, 654 to test."""
+    """Return the indices (from 0) of the official split: 795 to train, 654 to test; "" is all."""
     if not split:
         with _hdf5(folder / "nyu_depth_v2_labeled.mat") as file:
             return list(range(len(file["images"])))
@@ -198,7 +202,8 @@ def _read_nyuv2(item: Item) -> Sample:
         image, depth = read_image(item.image), read_depth_png(item.depth, 1000)
     else:
         with _hdf5(item.image) as file, reading(item.image):
-            # MATLAB's order: (image, channel, column, row). What was measured, not inpainted.
+            # MATLAB's order: (image, channel, column, row). Measured depth, if it is there, is
+            # better than inpainted depth.
             if file["images"].shape[1] != 3 or np.prod(file["images"].shape[1:]) > LARGEST_PX:
                 raise ValueError(f"its images are {file['images'].shape[1:]}")
             image = np.asarray(file["images"][item.about], np.uint8).transpose(2, 1, 0)
@@ -210,7 +215,7 @@ def _read_nyuv2(item: Item) -> Sample:
 
 def _find_kitti(folder: Path, split: str, lines: Sequence[ListLine]) -> list[Item]:
     roots = [folder, folder / "train", folder / "val", folder / "raw"]
-    if lines:  # Eigen's: raw image, annotated depth (or None), focal length
+    if lines:  # Eigen's list: raw image, annotated depth (or None), focal length
         return [
             Item(
                 item.name,
@@ -297,12 +302,12 @@ def _read_eth3d(item: Item) -> Sample:
     assert item.depth is not None
     image = read_image(item.image)
     with reading(item.depth):
-        values = np.frombuffer(content(item.depth), "<f4")  # bare numbers, row by row
+        values = np.frombuffer(content(item.depth), "<f4")  # no header, row by row
         if values.size != image.shape[0] * image.shape[1]:
             raise ValueError(
                 f"{values.size} numbers for an image of {image.shape[1]}x{image.shape[0]}"
             )
-    # Thin-prism fisheye: no camera model of ours.
+    # The camera is a thin-prism fisheye, a model that Camera does not have.
     return Sample(item.name, image, values.reshape(image.shape[:2]))
 
 
@@ -321,7 +326,7 @@ def _find_scannet(folder: Path, split: str, lines: Sequence[ListLine]) -> list[I
 
 
 def _natural(path: Path) -> tuple[str, int, str]:
-    """scene/depth/10.png after scene/depth/9.png."""
+    """Return a sort key that puts scene/depth/10.png after scene/depth/9.png."""
     digits = re.sub(r"\D", "", path.stem)
     return str(path.parent), int(digits) if digits else -1, path.stem
 
@@ -330,14 +335,14 @@ def _read_scannet(item: Item) -> Sample:
     assert item.depth is not None
     image, depth = read_image(item.image), read_depth_png(item.depth, 1000)
     size = (depth.shape[1], depth.shape[0])
-    if image.shape[:2] != depth.shape:  # colour is published at 1296x968, depth at 640x480
+    if image.shape[:2] != depth.shape:  # images are published at 1296x968, depth at 640x480
         image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
     camera = _matrix_camera(item.depth.parents[1] / "intrinsic" / "intrinsic_depth.txt", image)
     return Sample(item.name, image, depth, camera)
 
 
 def _find_void(folder: Path, split: str, lines: Sequence[ListLine]) -> list[Item]:
-    if not lines and split:  # the release's own lists: one of images, one of truths
+    if not lines and split:  # the lists of the release: one of images, one of ground truths
         images, truths = (
             listed_lines(folder / f"{split}_{n}.txt") for n in ("image", "ground_truth")
         )
@@ -359,7 +364,7 @@ def _find_void(folder: Path, split: str, lines: Sequence[ListLine]) -> list[Item
 
 
 def _void(folder: Path, path: Path) -> Path:
-    """The lists name files from the place the release was made in: only data/... counts."""
+    """Return the file of a list's path, which may start at another root: below it `data` counts."""
     return _first(path, folder.joinpath("data", *path.parts[-3:]))
 
 
@@ -390,7 +395,7 @@ def _find_hypersim(folder: Path, split: str, lines: Sequence[ListLine]) -> list[
 
 
 def _hypersim_split(folder: Path, split: str) -> set[tuple[str, str, int]]:
-    """Scene, camera and frame of the official partition train, val or test."""
+    """Return (scene, camera, frame) of the images in the official partition train, val or test."""
     path = folder / "metadata_images_split_scene_v1.csv"
     with reading(path), path.open(encoding="utf-8-sig", newline="") as file:
         return {
@@ -415,11 +420,11 @@ def _read_hypersim(item: Item) -> Sample:
                     f"it holds {file['dataset'].shape} and the image is {image.shape[:2]}"
                 )
             distance = np.asarray(file["dataset"], np.float32)
-        # Published is the distance along the ray.
+        # The published values are distances along the ray.
         v, u = np.mgrid[0 : distance.shape[0], 0 : distance.shape[1]].astype(np.float32)
         x, y = u - (distance.shape[1] - 1) / 2, v - (distance.shape[0] - 1) / 2
         depth = distance * (focal / np.sqrt(focal**2 + x**2 + y**2))
-    # The nominal camera of most scenes; a few were rendered with a shifted lens.
+    # This camera is right for most scenes; a few were rendered with a shifted lens.
     camera = Camera(width, height, focal, focal, (width - 1) / 2, (height - 1) / 2)
     return Sample(item.name, image, depth.astype(np.float32), camera)
 
@@ -434,7 +439,7 @@ def _find_vkitti2(folder: Path, split: str, lines: Sequence[ListLine]) -> list[I
             continue
         number = image.stem.removeprefix("rgb_")
         inner = Path(scene, variation, "frames", "depth", camera, f"depth_{number}.png")
-        # One folder for all, or each archive unpacked into its own (vkitti_2.0.3_rgb, ..._depth).
+        # All archives in one folder, or each in its own (vkitti_2.0.3_rgb, vkitti_2.0.3_depth).
         beside = [archive / inner for archive in sorted(folder.glob("*_depth"))]
         depth = _first(image.parents[5] / inner, *beside)
         items.append(Item(f"{scene}/{variation}/{camera}/{number}", image, depth))
@@ -452,7 +457,11 @@ def _read_vkitti2(item: Item) -> Sample:
 
 @dataclass(frozen=True)
 class Layout:
-    """Functions that find and read the samples of a data set, its protocol, and its layout."""
+    """Layout of a data set: functions that find and read its samples, its protocol, its files.
+
+    protocol: a name of training.evaluation.protocols.PROTOCOLS, or "none" without depth. expects:
+    the expected files, for error messages.
+    """
 
     find: Callable[[Path, str, Sequence[ListLine]], list[Item]]
     read: Callable[[Item], Sample]

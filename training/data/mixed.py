@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images with depth for training: rendered rooms, a data set, or a mixture with a second one."""
+"""Images with depth for training: rendered rooms or a data set, alone or with a second data set."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from training.data.samples import F32, DataError, Images, Sample
 
 @dataclass(frozen=True)
 class MixtureConfig:
-    """Where images and depth come from."""
+    """Sources of the images and their depth."""
 
     first: str = config.option(
         "pool", "The rendered rooms of `pool`, or the data set `data`.", choices=("pool", "data")
@@ -48,7 +48,7 @@ class MixtureConfig:
 
 
 class Mixture:
-    """The data sets that `draw` draws from. Raises DataError where a source is missing."""
+    """Random draws from one or two sources of images. Raises DataError if a source is missing."""
 
     def __init__(
         self, cfg: MixtureConfig, say: Callable[[str], object] = lambda text: None
@@ -65,8 +65,9 @@ class Mixture:
     def draw(
         self, rng: np.random.Generator, height: int, width: int, view: ViewConfig
     ) -> tuple[F32, F32]:
-        """An image (height, width, 3) float32 in 0..1 and its depth (height, width) m; one of the
-        second data set has that one's size where it is set.
+        """Draw an image (height, width, 3) float32 in 0..1 and its depth (height, width) m.
+
+        Images of the second data set have their own size if cfg sets it.
         """
         cfg = self.cfg
         if not (cfg.second_probability > 0 and rng.random() < cfg.second_probability):
@@ -77,9 +78,9 @@ class Mixture:
     def batch(
         self, rngs: list[np.random.Generator], height: int, width: int, view: ViewConfig
     ) -> dict[str, Tensor]:
-        """`image` (N, 3, h, w) in 0..1 and `depth` (N, 1, h, w) m, an image per generator.
+        """Draw `image` (N, 3, h, w) in 0..1 and `depth` (N, 1, h, w) m, one image per generator.
 
-        Raises DataError where images of two sizes would share a part of a step.
+        Raises DataError if images of two sizes could be in the same batch.
         """
         if self.cfg.second_height and len(rngs) > 1:
             raise DataError(
@@ -91,7 +92,7 @@ class Mixture:
 
 
 class _InMemory:
-    """Images; the most recently read ones are in memory."""
+    """Images of which the most recently read ones are held in memory."""
 
     def __init__(self, images: Images, keep: int) -> None:
         self._images = images
@@ -110,16 +111,20 @@ def open_first(
     data: DataConfig,
     say: Callable[[str], object] = lambda text: None,
 ) -> Images:
-    """The rendered rooms, once there are enough, if `which` is "pool"; else the data set."""
+    """Open the rendered rooms if `which` is "pool", else the data set.
+
+    It waits until the pool has enough images. Raises DataError if the source is missing.
+    """
     return open_pool(pool, say) if which == "pool" else open_samples(data)
 
 
 def drawn(
     images: Images, rng: np.random.Generator, height: int, width: int, view: ViewConfig
 ) -> tuple[F32, F32]:
-    """A random image, augmented: (height, width, 3) float32 in 0..1, depth (height, width) m.
+    """Draw a random image with depth and augment both.
 
-    Raises DataError for an image without depth.
+    Returns (height, width, 3) float32 in 0..1 and depth (height, width) m. Raises DataError for an
+    image without depth.
     """
     sample = images[int(rng.integers(0, len(images)))]
     if sample.depth is None:
@@ -128,7 +133,7 @@ def drawn(
 
 
 def batched(pairs: Sequence[tuple[F32, F32]]) -> dict[str, Tensor]:
-    """What `drawn` gave, as `image` (N, 3, h, w) and `depth` (N, 1, h, w)."""
+    """Return pairs from `drawn` as one batch: `image` (N, 3, h, w) and `depth` (N, 1, h, w)."""
     images, depths = zip(*pairs, strict=True)
     return {
         "image": torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(),

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pools held in the memory of a device, and their images cut out and varied there, a batch at once.
+"""Pools in the memory of a device (GPU), whose images are cropped and augmented there, in batches.
 
-It does to a batch what training.data.augmentation does to an image, with the same settings, for a
-GPU that a few CPU cores could not feed: windows are equal, colours change by the same rules from
-other random numbers, in a fixed order. What is drawn is drawn on the CPU, from a generator per
-image; only the noise of pixels is the device's own.
+A batch is augmented as training.data.augmentation does it for an image, with the same settings, for
+a GPU that is faster than a few CPU cores can prepare images. The windows are the same; colours
+change by the same rules, but with other random numbers and in a fixed order. Random numbers are
+drawn on the CPU from one generator per image; only the pixel noise is drawn on the device.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ from training.data.pool import Pool
 from training.data.samples import F32
 
 COPIED_AT_ONCE = 512  # images
-UNIFORM, NORMAL = 29, 2  # random numbers of an image: what `recolour` says of each
+UNIFORM, NORMAL = 29, 2  # numbers of random numbers per image; `recolour` shows the use of each
 
 
 class HeldPools:
-    """The images of pools, copied to a device once: those that a batch may need and that are not
-    there yet. What a full ring replaces later stays as it was.
+    """Images of pools, each copied to a device once, before the first batch that may need it.
+
+    An image that a full pool replaces later is not copied again.
     """
 
     def __init__(self, pools: Sequence[Pool]) -> None:
@@ -43,13 +44,16 @@ class HeldPools:
         height: int,
         width: int,
     ) -> dict[str, Any]:
-        """What `batch` makes images from, on the CPU: per pool the images, the windows and the
-        random numbers. second_share: probability of the second pool, where there are two.
+        """Draw, on the CPU, what `batch` needs: image numbers and windows per pool, random numbers.
+
+        One image is drawn per generator. second_share: the probability of the second pool, if there
+        are two.
         """
         counts = [len(pool) for pool in self.pools]
         places: list[list[int]] = [[] for _ in counts]
         windows: list[list[tuple[float, ...]]] = [[] for _ in counts]
-        # By pool, as the images will lie: each has its own generator's numbers.
+        # Sorted by pool, as `batch` concatenates the images: each image keeps the numbers of its
+        # own generator.
         uniform: list[list[F32]] = [[] for _ in counts]
         normal: list[list[F32]] = [[] for _ in counts]
         for rng in rngs:
@@ -68,13 +72,14 @@ class HeldPools:
             "windows": [torch.tensor(some).reshape(-1, 5).float() for some in windows],
             "uniform": numbers,
             "normal": torch.from_numpy(np.stack(list(chain.from_iterable(normal)))),
-            # By number, or the device would have to be asked how many there are.
+            # As a list on the CPU: to find them on the device would wait for the device.
             "equalized": torch.nonzero(numbers[:, 0] < view.equalize).flatten().tolist(),
         }
 
     def batch(self, drawn: Mapping[str, Any], view: ViewConfig) -> dict[str, Tensor]:
-        """`image` (N, 3, h, w) float32 in 0..1 and `depth` (N, 1, h, w) float32 m on the device
-        that the tensors of `drawn` are on.
+        """Return `image` (N, 3, h, w) float32 in 0..1 and `depth` (N, 1, h, w) float32 m.
+
+        They are on the device of the tensors in `drawn`.
         """
         self._copy(drawn["counts"], drawn["uniform"].device)
         height, width = drawn["size"]
@@ -120,10 +125,11 @@ class HeldPools:
 def resampling(
     first: Tensor, extent: Tensor, flip: Tensor, shrinks: Tensor, size: int, stored: int
 ) -> Tensor:
-    """Matrices (N, size, stored) that cut `extent` of the `stored` places from `first` on and make
-    `size` of them, as Window.image does: means of areas where it shrinks, linear elsewhere.
+    """Return matrices (N, size, stored) that crop and resize one axis, as Window.image does.
 
-    first, extent (N,) whole numbers; flip, shrinks (N,) bool.
+    They take the `extent` pixels from `first` on, of `stored` pixels, and make `size` pixels of
+    them: by means over areas where `shrinks`, linearly elsewhere. first, extent (N,) whole numbers;
+    flip, shrinks (N,) bool.
     """
     scale = (extent / size)[:, None, None]
     out = torch.arange(size, device=first.device, dtype=torch.float32)[None, :, None]
@@ -132,7 +138,7 @@ def resampling(
     place = place - first[:, None, None]
     inside = (place >= 0) & (place < extent[:, None, None])
     overlap = torch.minimum((out + 1) * scale, place + 1) - torch.maximum(out * scale, place)
-    # Beyond the window its outermost places go on.
+    # Beyond the window its outermost pixels are repeated.
     centre = ((out + 0.5) * scale - 0.5).clamp_min(0)
     centre = torch.minimum(centre, extent[:, None, None] - 1)
     weight = torch.where(shrinks[:, None, None], overlap, 1 - (centre - place).abs())
@@ -141,7 +147,10 @@ def resampling(
 
 
 def nearest(first: Tensor, extent: Tensor, flip: Tensor, size: int, stored: int) -> Tensor:
-    """The places (N, size) that Window.nearest takes: those that the centres lie in."""
+    """Return the stored pixels (N, size) along one axis that Window.nearest takes.
+
+    They are the ones in which the centres of the new pixels lie. Arguments as for `resampling`.
+    """
     out = torch.arange(size, device=first.device, dtype=torch.float32)[None]
     out = torch.where(flip[:, None], size - 1 - out, out)
     at = first[:, None] + torch.floor((out + 0.5) * (extent[:, None] / size))
@@ -151,10 +160,10 @@ def nearest(first: Tensor, extent: Tensor, flip: Tensor, size: int, stored: int)
 def recolour(
     x: Tensor, view: ViewConfig, uniform: Tensor, normal: Tensor, equalized: Sequence[int]
 ) -> Tensor:
-    """Another light, another camera for images (N, 3, H, W) in 0..1; no pixel moves.
+    """Change the colours of images (N, 3, H, W) in 0..1 as augmentation.recolour; no pixel moves.
 
-    uniform (N, UNIFORM) in 0..1, normal (N, NORMAL) and `equalized`, images whose histograms are
-    made even, are HeldPools.draw's. As augmentation.recolour.
+    uniform (N, UNIFORM) in 0..1, normal (N, NORMAL) and `equalized`, the numbers of the images
+    whose histograms are equalised, come from HeldPools.draw.
     """
 
     def number(index: int, low: float = 0.0, high: float = 1.0) -> Tensor:
@@ -202,7 +211,7 @@ def recolour(
 
 
 def blur(x: Tensor, sigma: Tensor) -> Tensor:
-    """Images (N, 3, H, W) through a Gaussian of sigma (N,) px each; reflected at the border."""
+    """Blur images (N, 3, H, W) by a Gaussian of sigma (N,) px each, reflected at the border."""
 
     def matrix(size: int) -> Tensor:
         place = torch.arange(size, device=x.device, dtype=torch.float32)
@@ -217,7 +226,7 @@ def blur(x: Tensor, sigma: Tensor) -> Tensor:
 
 
 def _equalize(x: Tensor) -> Tensor:
-    """cv2.equalizeHist of every channel, on values in 0..1."""
+    """Equalise the histogram of every channel of (N, 3, H, W) in 0..1, as cv2.equalizeHist does."""
     values = torch.round(x.flatten(2) * 255).long()
     histogram = torch.zeros((*values.shape[:2], 256), device=x.device)
     histogram.scatter_add_(2, values, torch.ones_like(values, dtype=torch.float32))
@@ -228,7 +237,10 @@ def _equalize(x: Tensor) -> Tensor:
 
 
 def _four_sided(x: Tensor, corners: Tensor) -> Tensor:
-    """Where (N, 1, H, W) a four-sided figure is whose corners (N, 8) lie in and near the image."""
+    """Return the mask (N, 1, H, W) of a quadrilateral with random corners in or near the image.
+
+    corners (N, 8): x, y of the four corners in 0..1, which is a little more than the image.
+    """
     rows, columns = x.shape[2:]
     points = (corners.view(-1, 4, 2) * 1.2 - 0.1) * corners.new_tensor([columns, rows])
     middle = points - points.mean(dim=1, keepdim=True)

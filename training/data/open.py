@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A data set from its settings: published layouts, shards, folders, rendered rooms."""
+"""Opening of a data set by its settings: published layouts, shards, folders, rendered rooms."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class DataConfig:
 
 
 def open_samples(cfg: DataConfig) -> DataSet:
-    """The data set that the settings name. Raises DataError where there is none."""
+    """Open the data set that the settings describe. Raises DataError if there is none."""
     if cfg.kind == "procedural":
         return procedural(cfg)
     folder = Path(cfg.folder).expanduser()
@@ -96,10 +96,10 @@ def open_samples(cfg: DataConfig) -> DataSet:
 
 
 def without_unreadable(samples: DataSet) -> DataSet:
-    """The samples that can be read, in their order; a warning says how many others there are.
+    """Return the samples that can be read, in order; log a warning with the number of the others.
 
-    Each is read once here: what is left out is known before a long run begins, and is the same
-    when the run goes on. Raises DataError where none can be read.
+    Each sample is read once here: so it is known before a long run begins which ones are left out,
+    and they are the same when the run is resumed. Raises DataError if none can be read.
     """
 
     def why_not(index: int) -> str:
@@ -109,7 +109,7 @@ def without_unreadable(samples: DataSet) -> DataSet:
             return str(error)
         return ""
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoders work side by side
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # images are decoded in parallel
         reasons = list(pool.map(why_not, range(len(samples))))
     readable = [item for item, reason in zip(samples.items, reasons, strict=True) if not reason]
     if len(readable) == len(samples):
@@ -125,7 +125,7 @@ def without_unreadable(samples: DataSet) -> DataSet:
 
 
 def procedural(cfg: DataConfig) -> DataSet:
-    """One image of each of cfg.limit scenes; image k follows from the seed and k alone.
+    """Return one rendered image of each of cfg.limit scenes; image k depends on seed and k only.
 
     Raises DataError without a seed or a limit.
     """

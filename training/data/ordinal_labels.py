@@ -2,7 +2,7 @@
 """Pairwise ordinal labels: which of two points of an image is nearer.
 
 A label file is CSV with the header `image,x1,y1,x2,y2,relation`, or JSON: a list of objects with
-these keys. x is the column and y the row of a pixel, centres at integers, in the image's own
+these keys. x is the column and y the row of a pixel, with centres at integers, in the image's own
 size. relation is that of the FIRST point to the second: `closer`, `farther` or `equal`. image is
 a path below the folder of the images, as the data set names it.
 """
@@ -30,10 +30,10 @@ from training.data.files import content
 from training.data.samples import DataError
 
 COLUMNS = ("image", "x1", "y1", "x2", "y2", "relation")
-# The sign of a relation is that of disparity(first) - disparity(second).
+# The sign of a relation is the sign of disparity(first) - disparity(second).
 SIGNS = {"closer": 1, "farther": -1, "equal": 0}
-TRIPLE_TRIES = 20  # to find an anchor with a closer and a farther point
-RATIO = 1.03  # of depths that are still alike (Chen et al. 2016; structure-guided ranking)
+TRIPLE_TRIES = 20  # anchors drawn to find one with a closer and a farther point
+RATIO = 1.03  # largest ratio of depths called equal (Chen et al. 2016; structure-guided ranking)
 
 
 @dataclass(frozen=True)
@@ -49,24 +49,24 @@ class Pair:
 
     @property
     def sign(self) -> int:
-        """+1 the first is nearer, -1 it is farther, 0 they are alike."""
+        """+1 if the first point is nearer, -1 if it is farther, 0 if they are equal."""
         return SIGNS[self.relation]
 
 
 def read_labels(path: str | Path) -> list[Pair]:
-    """The labels of a .csv or .json file. Raises DataError that names the line."""
+    """Read the labels of a .csv or .json file. Raises DataError, which names the line."""
     path = Path(path)
     text = _text(path)
     return _read_json(path, text) if is_json(path) else _read_csv(path, text)
 
 
 def is_json(path: Path) -> bool:
-    """Whether a label file is JSON, by its name."""
+    """Return whether a label file is JSON, by its suffix."""
     return path.suffix.lower() == ".json"
 
 
 def _text(path: Path) -> str:
-    """The text of a label file; names of images that are no UTF-8 keep their bytes."""
+    """Read the text of a label file; bytes that are not UTF-8 become surrogate escapes."""
     try:
         data = content(path)
     except FileNotFoundError as error:
@@ -143,7 +143,7 @@ def _pair(row: Mapping[str, object], where: str) -> Pair:
 
 
 def write_labels(path: str | Path, pairs: Iterable[Pair]) -> None:
-    """The whole file anew, in the format of its suffix; a crash leaves the old one."""
+    """Write the whole file, in the format of its suffix; after a crash the old file is intact."""
     path = Path(path)
     rows = [{name: getattr(pair, name) for name in COLUMNS} for pair in pairs]
     if path.suffix.lower() == ".json":
@@ -160,7 +160,10 @@ def write_labels(path: str | Path, pairs: Iterable[Pair]) -> None:
 
 
 def append_label(path: str | Path, pair: Pair) -> None:
-    """One label more, on the disk when this returns. CSV: one write at the end of the file."""
+    """Append a label; it is on the disk when this returns.
+
+    A CSV file gets one write at its end; a JSON file is written again.
+    """
     path = Path(path)
     if is_json(path) or not path.exists():
         write_labels(path, [*(read_labels(path) if path.exists() else []), pair])
@@ -179,8 +182,10 @@ def _line(row: Mapping[str, object]) -> str:
 
 
 def require_ours(path: str | Path) -> None:
-    """Raise DataError for a file that labels may not be written to: one of another name or content,
-    or with columns of its own, which would be lost. One that does not exist is fine.
+    """Raise DataError for a file that labels must not be written to.
+
+    It has another suffix than .csv or .json, or another content, or other columns, which would be
+    lost. A file that does not exist is accepted.
     """
     path = Path(path)
     if path.suffix.lower() not in (".csv", ".json"):
@@ -208,10 +213,11 @@ def require_ours(path: str | Path) -> None:
 
 
 def mended(path: str | Path) -> bool:
-    """Repair a last line that a crash or an editor left without its end; True if a label is lost.
+    """Repair a last line without a newline, and return whether a label is lost.
 
-    A line that is a label keeps it and gets its end; another one is cut off. Nothing is written
-    before the rest of the file has been read as labels: raises DataError where it is none.
+    A crash or an editor leaves such a line. If it is a whole label, or the header, it gets its
+    newline; otherwise it is removed. Nothing is written before the rest of the file has been read
+    as labels; raises DataError if it holds something else.
     """
     path = Path(path)
     if is_json(path) or not path.exists():
@@ -240,10 +246,10 @@ def mended(path: str | Path) -> bool:
 def split_by_image(
     pairs: Sequence[Pair], held: float, seed: int = 0
 ) -> tuple[list[Pair], list[Pair]]:
-    """Labels to train on and labels held back, about `held` of all; no image is in both parts.
+    """Split labels into those to train on and those held out; no image is in both parts.
 
-    Images are held back at random until their labels are enough. Raises DataError for labels on
-    fewer than two images.
+    Images are held out at random until they have the fraction `held` of all labels; one image
+    always stays for training. Raises DataError for labels on fewer than two images.
     """
     names = sorted({_stem(pair.image) for pair in pairs})
     if len(names) < 2:
@@ -263,15 +269,15 @@ def split_by_image(
 
 
 def _stem(name: str) -> str:
-    """An image's name without its suffix, which a label may leave out."""
+    """Return an image's name without the suffix of an image, which a label may leave out."""
     return str(Path(name).with_suffix("")) if Path(name).suffix.lower() in IMAGE_SUFFIXES else name
 
 
 class LabelSet:
-    """The labels of a folder of images, by image.
+    """Labels of a folder of images, by image.
 
-    names: what the images are called. A label may leave out the suffix of its image. Raises
-    DataError for labels of images that are not there.
+    names: the names of the images. A label may leave out the suffix of its image. Raises DataError
+    for a label of an image that is not among them.
     """
 
     def __init__(self, pairs: Iterable[Pair], names: Iterable[str]) -> None:
@@ -292,20 +298,20 @@ class LabelSet:
             self._pairs.setdefault(everyone[pair.image], []).append(pair)
 
     def __len__(self) -> int:
-        """Labels in all."""
+        """Return the number of all labels."""
         return sum(len(pairs) for pairs in self._pairs.values())
 
     @property
     def images(self) -> list[str]:
-        """The images that have labels, in order."""
+        """The names of the images that have labels, sorted."""
         return sorted(self._pairs)
 
     def points(
         self, name: str, shape: tuple[int, ...]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
-        """First points (K, 2) as (x, y), second points (K, 2), signs (K,) of an image of a shape.
+        """Return first points (K, 2), (x, y), second points (K, 2) and signs (K,) of an image.
 
-        Raises DataError for a point outside the image.
+        shape: that of the image, (height, width, ...). Raises DataError for a point outside it.
         """
         pairs = self._pairs.get(name, [])
         first = np.array([(p.x1, p.y1) for p in pairs], np.float64).reshape(-1, 2)
@@ -322,9 +328,9 @@ class LabelSet:
 
 @dataclass(frozen=True)
 class SimulationConfig:
-    """Labels drawn from known depth, in place of a person's.
+    """Settings of labels that are drawn from known depth instead of given by a person.
 
-    Notes on WeSTAR disagree whether its five samples are triples or pairs, hence the choice.
+    Notes on WeSTAR disagree on whether its five samples are triples or pairs; hence the choice.
     """
 
     count: int = config.option(5, "Samples per image.", minimum=0)
@@ -344,16 +350,16 @@ class SimulationConfig:
 
 
 def relation_of(first_m: float, second_m: float, ratio: float = RATIO) -> str:
-    """closer, farther or equal, of the depth of the first point to that of the second."""
+    """Return the relation of the first point to the second: closer, farther or equal."""
     quotient = first_m / second_m
     return "closer" if quotient < 1 / ratio else "farther" if quotient > ratio else "equal"
 
 
 def simulate(name: str, depth: NDArray[np.floating], cfg: SimulationConfig) -> list[Pair]:
-    """Labels of one image from its depth (H, W) m, NaN unknown.
+    """Draw labels of one image from its depth (H, W) m, NaN unknown.
 
-    Fewer than cfg.count where the depth is unknown or flat. The same name and seed give the same
-    labels.
+    There are fewer if too little depth is known or no triple is found. The same name and seed give
+    the same labels.
     """
     rng = np.random.default_rng([cfg.seed, *os.fsencode(name)])
     rows, columns = np.nonzero(np.isfinite(depth) & (depth > 0))
@@ -379,7 +385,7 @@ def simulate(name: str, depth: NDArray[np.floating], cfg: SimulationConfig) -> l
 def _triple(
     z: NDArray[np.float64], ratio: float, rng: np.random.Generator
 ) -> list[tuple[int, int]]:
-    """An anchor with a farther and a closer point, as pairs of indices; empty where none is."""
+    """Return the three pairs of indices of an anchor, a farther and a closer point; [] if none."""
     for _ in range(TRIPLE_TRIES):
         anchor = int(rng.integers(len(z)))
         far, near = np.flatnonzero(z > ratio * z[anchor]), np.flatnonzero(z < z[anchor] / ratio)

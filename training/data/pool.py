@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A pool of rendered scenes on disk.
+"""Pool of rendered scenes on disk.
 
-The pool is a ring of fixed-size arrays that `python -m training render` fills, with one process or
-several, while another trains on what is there. Sample i follows from the pool's seed and i alone. A
-training run on a growing pool sees the images rendered so far; only on a complete pool is a run
-repeatable to the bit.
+The pool is a ring of fixed-size arrays. `python -m training render` fills it with one or several
+processes, while another process trains on the images that are there. Image i depends on the pool's
+settings and i only. A training run on a growing pool sees the images rendered so far; only on a
+complete pool are runs bit-identical.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from depth_node.simulation.viewpoints import random_view
 from training.data.samples import U8, DataError, Sample
 
 SHADOW_PX = 96  # coarser than by default: pooled images are small
-POLL_S = 5.0  # between two looks at a pool that another process fills
+POLL_S = 5.0  # interval at which a pool that another process fills is checked
 
 
 @dataclass(frozen=True)
@@ -63,10 +63,11 @@ class PoolConfig:
 
 
 class Pool:
-    """Memory-mapped images (N, H, W, 3) uint8, depth (N, H, W) float16 m and, where cfg.labels is
-    set, labels (N, H, W) int16, numbers of surfaces from 1.
+    """Memory-mapped images of rendered scenes with depth and, if cfg.labels is set, labels.
 
-    Raises DataError without a seed, without a pool to read, and for a pool of other settings.
+    image (N, H, W, 3) uint8 RGB, depth (N, H, W) float16 m, labels (N, H, W) int16, the numbers of
+    the surfaces from 1. Raises DataError without a seed, without a pool to read, and for a pool
+    that was made with other settings.
     """
 
     def __init__(self, cfg: PoolConfig, write: bool = False) -> None:
@@ -119,15 +120,15 @@ class Pool:
 
     @property
     def written(self) -> int:
-        """Images rendered so far, those replaced since included."""
+        """The number of images rendered so far, including those that were replaced since."""
         return int(self._count[0])
 
     def __len__(self) -> int:
-        """Images that can be read."""
+        """Return the number of images that can be read."""
         return min(self.written, self.cfg.samples)
 
     def __getitem__(self, index: int) -> Sample:
-        """One image with its depth, and its masks where there are labels."""
+        """Return one image with its depth, and its masks if the pool has labels."""
         if not 0 <= index < len(self):
             raise IndexError(f"there is no image {index} among {len(self)}")
         depth = self.depth[index].astype(np.float32)
@@ -135,8 +136,10 @@ class Pool:
         return Sample(f"{self.cfg.seed}-{index}", self.image[index], depth, masks=masks)
 
     def fill(self, until: int, processes: int = 1) -> Iterator[int]:
-        """Render on to `until` images in all; yields the count after every scene. Continues where
-        it stopped. The images are the same however many processes render them.
+        """Render until there are `until` images in all, and yield the count after every scene.
+
+        It continues after the scenes that are there. The images do not depend on the number of
+        processes.
         """
         per_scene = self.cfg.views_per_scene
         first, last = self.written // per_scene, -(-until // per_scene)
@@ -145,7 +148,7 @@ class Pool:
             yield self.written
 
     def render(self, index: int) -> int:
-        """Render scene `index` into its places of the ring; returns the index."""
+        """Render scene `index` into its places in the ring, and return the index."""
         cfg = self.cfg
         rng = np.random.default_rng([cfg.seed, index])
         scene = Scene.random(rng, cfg.style, shadow_px=SHADOW_PX)
@@ -163,7 +166,7 @@ class Pool:
 def _in_order(
     cfg: PoolConfig, scenes: range, processes: int, here: Callable[[int], int]
 ) -> Iterator[int]:
-    """The scenes as they are done, in order: rendered by `here`, or by other processes."""
+    """Yield the scenes in order when they are done, rendered by `here` or by other processes."""
     if processes < 2:
         yield from map(here, scenes)
         return
@@ -194,9 +197,10 @@ def open_pool(
     say: Callable[[str], object] = lambda text: None,
     processes: int = 1,
 ) -> Pool:
-    """The pool, once it holds cfg.wait_for images; if cfg.fill is set `processes` render them here.
+    """Return the pool when it holds cfg.wait_for images.
 
-    say is told now and then that another process has rendered too few.
+    If cfg.fill is set they are rendered here, by `processes` processes; otherwise this waits for
+    another process that renders them, and regularly calls `say` with the count.
     """
     if cfg.fill:
         writer = Pool(cfg, write=True)

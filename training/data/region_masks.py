@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Masks of the objects in an image, computed once and stored: contexts of WeSTAR's normalisation.
+"""Masks of the objects in an image, the contexts of WeSTAR's normalisation.
 
-They come from a Segment Anything network where its weights are available, else from depth_node's
-classical segmentation. Masks may overlap.
+They come from a Segment Anything network if the settings name one, else from depth_node's classical
+segmentation, and can be stored in a cache. Masks may overlap.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ Masks = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class MaskConfig(HubSource):
-    """Which network makes masks, and where they are stored.
+    """Settings of the masks: the network that makes them, limits, and where they are stored.
 
-    Number, order and limits are ours: WeSTAR's text states only that the masks are SAM 2's.
+    Number, order and limits are ours: WeSTAR's text only says that the masks are those of SAM 2.
     """
 
     source: str = config.option(
@@ -67,7 +67,7 @@ class MaskConfig(HubSource):
 
     @property
     def maker(self) -> str:
-        """The settings that the masks depend on: their key in the cache."""
+        """The settings that the masks depend on, as part of their key in the cache."""
         if not self.source:
             return f"regions {config.flatten(self.regions)} most={self.most}"
         limits = (self.most, self.grid, self.overlap, self.stability, self.same)
@@ -75,7 +75,7 @@ class MaskConfig(HubSource):
 
 
 class MaskMaker:
-    """Masks (K, H, W) bool of images, the largest first. Opens its network when first needed."""
+    """Maker of masks (K, H, W) bool, the largest first. It opens its network when first needed."""
 
     def __init__(self, cfg: MaskConfig) -> None:
         self.cfg = cfg
@@ -83,9 +83,9 @@ class MaskMaker:
         self._sam: Sam | None = None
 
     def __call__(self, image: U8) -> Masks:
-        """The masks of an image (H, W, 3) uint8 RGB, from the cache if they were made before.
+        """Return the masks of an image (H, W, 3) uint8 RGB, from the cache if they are there.
 
-        Of a larger image they are those of the image reduced to cfg.longest_px.
+        If the image is larger than cfg.longest_px, the masks have the size of the reduced image.
         """
         image = self._reduced(image)
         if self._cache is None:
@@ -117,9 +117,10 @@ class MaskMaker:
 
 
 def sam_masks(sam: Sam, image: U8, cfg: MaskConfig) -> Masks:
-    """Masks (K, H, W) of Segment Anything at a grid of points of an image (H, W, 3) uint8 RGB.
+    """Return masks (K, H, W) of an image (H, W, 3) uint8 RGB by Segment Anything.
 
-    Masks of low predicted IoU or stability, and duplicates, are left out.
+    The network is prompted at a grid of points. Masks of low predicted IoU or low stability are
+    left out, and so are duplicates.
     """
     device = next(sam.parameters()).device
     tensor = torch.from_numpy(image).to(device).permute(2, 0, 1)[None].float() / 255
@@ -140,12 +141,14 @@ def sam_masks(sam: Sam, image: U8, cfg: MaskConfig) -> Masks:
 
 
 def distinct(masks: Masks, score: NDArray[np.floating], same: float) -> NDArray[np.intp]:
-    """Indices of the masks (K, H, W) that remain when the better of two duplicates stays (greedy).
+    """Return the indices of the masks (K, H, W) without duplicates; the better one of two stays.
 
-    score (K,): larger is better. same: IoU above which two masks are duplicates.
+    Masks are taken greedily by score (K,), larger is better. same: the IoU above which two masks
+    are duplicates.
     """
     order = np.argsort(-score, kind="stable")
-    flat = masks[order].reshape(len(masks), -1)[:, ::4].astype(np.float32)  # every fourth will do
+    # Every fourth pixel is enough to estimate the IoU.
+    flat = masks[order].reshape(len(masks), -1)[:, ::4].astype(np.float32)
     both = flat @ flat.T
     size = np.diagonal(both)
     alike = both > same * np.maximum(size[:, None] + size[None] - both, 1)
@@ -157,9 +160,10 @@ def distinct(masks: Masks, score: NDArray[np.floating], same: float) -> NDArray[
 
 
 def as_layers(masks: Masks) -> NDArray[np.int32]:
-    """Overlapping masks (K, H, W) as few layers (L, H, W) of numbers 1..K; 0 = in none.
+    """Return overlapping masks (K, H, W) as layers (L, H, W) of mask numbers 1..K; 0 is no mask.
 
-    Each mask goes whole into the first layer where it overlaps nothing. At least one layer.
+    Each mask goes as a whole into the first layer in which it overlaps no other, so that there are
+    few layers. There is at least one.
     """
     layers = [np.zeros(masks.shape[1:], np.int32)]
     for number, mask in enumerate(masks, start=1):
@@ -174,7 +178,7 @@ def as_layers(masks: Masks) -> NDArray[np.int32]:
 
 
 def stacked(images: list[NDArray[np.int32]]) -> NDArray[np.int32]:
-    """Layers (L_i, H, W) of several images as one array (N, max L, H, W), filled up with 0.
+    """Return the layers (L_i, H, W) of several images as one array (N, max L, H, W), padded with 0.
 
     Raises TrainingError for images of different sizes.
     """

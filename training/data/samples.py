@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sample that recipes learn from and evaluation scores, and the data set that reads samples."""
+"""The sample, which recipes learn from and evaluation scores, and the data set, which reads it."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ U8 = NDArray[np.uint8]
 
 
 def unit_range(image: U8) -> F32:
-    """The bytes of an image (H, W, 3) as float32 from 0 to 1."""
+    """Return the bytes of an image (H, W, 3) as float32 in 0..1."""
     return image.astype(np.float32) / np.float32(255)
 
 
 class DataError(RuntimeError):
-    """Training data that is missing or does not fit; the message names cause and cure.
+    """Error for training data that is missing or does not fit; the message names cause and cure.
 
-    Its text is one printable line, whatever names and libraries put into it.
+    Its text is one line: characters that cannot be printed, for instance in the name of a file, are
+    escaped.
     """
 
     def __str__(self) -> str:
@@ -39,8 +40,9 @@ class Sample:
     """One image for training or evaluation.
 
     image: (H, W, 3) uint8 RGB. depth: (H, W) float32 metres, NaN unknown, or None. camera: of the
-    image, or None. masks: (H, W) int32 regions, 0 = none, or None. name: unique within the data
-    set, or within the source: images of one source (room, recording) are not independent.
+    image, or None. masks: (H, W) int32 regions, 0 = none, or None. source: the room or recording;
+    images of one source are not independent. name: unique within the source, or within the data set
+    if that has no sources.
     """
 
     name: str
@@ -52,7 +54,7 @@ class Sample:
 
 
 class Images(Protocol):
-    """Samples by number: a pool, a data set, a list."""
+    """Interface of samples that are read by number: a pool, a data set, a list."""
 
     def __len__(self) -> int: ...
 
@@ -61,7 +63,7 @@ class Images(Protocol):
 
 @dataclass(frozen=True)
 class Item:
-    """One sample on disk; `about` is what its layout needs besides (a mask, an index)."""
+    """One sample on disk; `about` is what its layout needs in addition (a mask, an index)."""
 
     name: str
     image: Path
@@ -100,14 +102,14 @@ class DataSet(Sequence[Sample]):
             raise DataError(str(error)) from error
 
     def of(self, items: Sequence[Item]) -> DataSet:
-        """The data set of these of its items."""
+        """Return the data set with only these of its items."""
         return DataSet(self.name, self.protocol, items, self._read)
 
 
 def checked(sample: Sample) -> Sample:
-    """The sample with unknown depth as NaN.
+    """Return the sample with NaN for depth that is not finite or not above 0.
 
-    Raises DataError where image and depth differ in size or no pixel has a valid depth.
+    Raises DataError if image and depth differ in size, or if no pixel has a valid depth.
     """
     if sample.depth is None:
         return sample

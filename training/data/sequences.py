@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Triplets of neighbouring video frames with intrinsics, and with poses and depth where known.
+"""Triplets of neighbouring video frames with intrinsics, and with poses and depth if known.
 
-From recorded clips (clips.py), or rendered along walks through procedural rooms with exact poses
-and depth.
+They come from recorded clips (clips.py), or are rendered along walks through procedural rooms with
+exact poses and depth.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SEQUENCE_LAYOUTS = ("procedural", *READERS)
 
 @dataclass(frozen=True)
 class SequenceConfig:
-    """Which videos, and how far apart the frames of a triplet are."""
+    """Settings of the videos and of the distance between the frames of a triplet."""
 
     layout: str = config.option(
         "procedural", "How the folder is laid out; procedural needs none.", choices=SEQUENCE_LAYOUTS
@@ -60,7 +60,10 @@ class Triplet:
     sources: tuple[View, View]
 
     def poses(self) -> F64:
-        """T_source_target (2, 4, 4): target coordinates into each source; DataError if unknown."""
+        """Return T_source_target (2, 4, 4), from target coordinates into those of each source.
+
+        Raises DataError if a pose is unknown.
+        """
         target = self.target.T_world_camera
         poses = []
         for source in self.sources:
@@ -74,7 +77,10 @@ class Triplet:
 
 
 class Triplets:
-    """All triplets of some clips, as a sequence: triplets[k]."""
+    """All triplets of some clips, by number.
+
+    Raises DataError for a clip that is too short and if no triplet can be used.
+    """
 
     def __init__(self, clips: Sequence[Clip], spacing: int, height: int, width: int) -> None:
         self.height, self.width, self.spacing = height, width, spacing
@@ -111,7 +117,7 @@ class Triplets:
 
 
 def open_triplets(cfg: SequenceConfig, height: int, width: int, need_poses: bool) -> Triplets:
-    """The triplets that the settings name. Raises DataError where data are missing."""
+    """Open the triplets that the settings describe. Raises DataError if data are missing."""
     clips: list[Clip]
     if cfg.layout == "procedural":
         if cfg.seed < 0:
@@ -139,7 +145,7 @@ class Walk(Clip):
         return self.cfg.views
 
     def view(self, index: int, height: int, width: int) -> View:
-        """A frame with exact pose and depth."""
+        """Return a frame with exact pose and depth, rendered at (height, width)."""
         key = (height, width)
         if key not in self._views:
             self._views[key] = self._render(height, width)

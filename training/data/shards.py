@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Data sets as WebDataset shards: few large tar files instead of many small ones.
+"""Data sets as WebDataset shards: a few large tar files instead of many small files.
 
     shard-000000.tar    KEY.png         or .jpg: the image
                         KEY.depth.png   uint16, 0 = unknown, depth = value * depth_step_m
                         KEY.masks.png   uint16 regions, 0 = none
                         KEY.json        name, depth_step_m, camera
 
-Any WebDataset reader streams them. Here a sample is read by its number: training must find the same
-image again after an interruption. The table of where members lie is made by reading the headers
-once, when the shards are opened.
+Any WebDataset reader can stream them. Here a sample is read by its number, because training must
+find the same image again when it is resumed. The table of the members' offsets is made once, from
+the headers, when the shards are opened.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PATTERN = "shard-%06d.tar"
 
 
 def open_shards(folder: Path) -> DataSet:
-    """The samples of all shards of a folder, in order. Raises DataError for a cut shard."""
+    """Open all shards of a folder, in order. Raises DataError if none is there or one is cut."""
     items = []
     for path in sorted(folder.glob("*.tar")):
         members: dict[str, dict[str, tuple[int, int]]] = {}
