@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks as image functions: an image in, a depth map or a label map in its coordinates out."""
+"""Networks as functions of an image that return a depth map or label map in its coordinates."""
 
 from depth_node.engine.options import ModelConfig
 from depth_node.inference.depth import CompletionModel, DepthModel

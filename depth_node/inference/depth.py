@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks of depth: an image, and for some the measured points, to a prediction."""
+"""Depth networks: prediction from an image, and for completion networks also from points."""
 
 from __future__ import annotations
 
@@ -28,8 +28,9 @@ from depth_node.prediction import DEPTH_MEANINGS, NEEDS_FOCAL, Prediction
 class DepthModel(ImageModel):
     """A network that gives relative or metric depth or disparity.
 
-    Raises EngineError if the engine's manifest has another meaning. ``stage_ms``: times of the last
-    call, ms: preprocess, engine, postprocess.
+    The constructor runs it once and raises EngineError if the engine's manifest has another meaning
+    or an output has a wrong shape. ``stage_ms``: times of the last call in ms, by stage:
+    preprocess, engine, postprocess.
     """
 
     meanings = DEPTH_MEANINGS
@@ -42,7 +43,7 @@ class DepthModel(ImageModel):
                 " and only then: open it with DepthModel.open"
             )
         super().__init__(engine)
-        sharpener()  # compiled now, so that no image waits for it
+        sharpener()  # compiled now, so that the first image does not wait for it
 
     @classmethod
     def open(
@@ -61,30 +62,32 @@ class DepthModel(ImageModel):
 
     @property
     def gives_metres(self) -> bool:
-        """Whether its predictions are metric for an image whose camera is known."""
+        """Whether predictions are metric for images whose camera is known."""
         manifest = self.engine.manifest
         if manifest.meaning == POINTS:
             return "scale" in manifest.roles
         return manifest.meaning in NEEDS_FOCAL or manifest.meaning.endswith("_metric")
 
     def predict(self, image: npt.NDArray[np.uint8], camera: Camera | None = None) -> Prediction:
-        """(H, W, 3) uint8 RGB and its camera, if known -> the prediction at the image's size.
+        """Return the prediction for an (H, W, 3) uint8 RGB image, at the image's size.
 
-        A network whose output needs the focal length gives depth up to scale without a camera.
+        camera: the image's, if known. A network whose output needs the focal length gives only
+        relative depth without it. Raises EngineError if the run fails.
         """
         return self._prediction(self.outputs(image), image, camera)
 
     def _prediction(
         self, outputs: Tensors, image: npt.NDArray[np.uint8], camera: Camera | None
     ) -> Prediction:
-        """The outputs as one prediction at the image's size."""
+        """Combine the outputs to one prediction at the image's size."""
         start = time.perf_counter()
         manifest = self.engine.manifest
         spec, size = manifest.input, image.shape[:2]
         output, kind = outputs[manifest.output_name], manifest.meaning
         if kind in NEEDS_FOCAL:
             output, kind = self._with_focal(outputs, size, camera)
-        # In the network's own space, so that an affine relation to depth stays affine.
+        # Resized in the network's own space: resizing, which is nearly linear, keeps an affine
+        # relation to depth or disparity only there.
         values = to_image(output, spec, *size, image=image)
         maps = {
             role: to_image(outputs[name], spec, *size)
@@ -106,10 +109,11 @@ class DepthModel(ImageModel):
     def _with_focal(
         self, outputs: Tensors, size: tuple[int, ...], camera: Camera | None
     ) -> tuple[npt.NDArray[Any], str]:
-        """The output of a network that needs the focal length, and its kind: metric if it can be.
+        """Return the depth of a network that needs the focal length, and its kind.
 
-        Depth Anything 3 (arXiv 2511.10647): metres = focal / focal_px x output, with the focal
-        length of the network's own input. MoGe-2 (arXiv 2507.02546): metres = scale (z + shift).
+        The depth is metric if the camera and the outputs allow it. Depth Anything 3 (arXiv
+        2511.10647): metres = focal / focal_px x output, with the focal length of the network's own
+        input. MoGe-2 (arXiv 2507.02546): metres = scale (z + shift).
         """
         manifest = self.engine.manifest
         output, kind = outputs[manifest.output_name], NEEDS_FOCAL[manifest.meaning]
@@ -134,7 +138,10 @@ class DepthModel(ImageModel):
     def _rays(
         self, shape: tuple[int, ...], size: tuple[int, ...], camera: Camera
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        """x / Z and y / Z, (h, w) each, of the rays of an output's pixels; without distortion."""
+        """Return X / Z and Y / Z, (h, w) each, of the rays through an output's pixels.
+
+        shape: (h, w, ...) of the output. size: (H, W) of the image. Lens distortion is ignored.
+        """
         spec = self.engine.manifest.input
         image_top, image_left, image_rows, image_cols = image_box(size[0], size[1], spec)
         top, left, rows, cols = tensor_box(size[0], size[1], spec)
@@ -147,9 +154,9 @@ class DepthModel(ImageModel):
 
 
 class CompletionModel(DepthModel):
-    """A network that is given the image and the measured points, and gives metric depth.
+    """A network that computes metric depth from the image and the measured points.
 
-    Its manifest has a section ``sparse``. Raises EngineError as DepthModel does.
+    Its manifest has a section ``sparse``. The constructor raises EngineError as DepthModel's does.
     """
 
     output_kind = "completed depth"
@@ -161,7 +168,7 @@ class CompletionModel(DepthModel):
         self.outputs(image, lambda: points)
 
     def predict(self, image: npt.NDArray[np.uint8], camera: Camera | None = None) -> Prediction:
-        """Raises EngineError: without points it has no answer."""
+        """Raise EngineError, because the network needs points."""
         raise EngineError(
             f"model {self.engine.manifest.name} completes measured points and has no answer without"
             " them: use it with points (fit.method: network), or another network"
@@ -170,10 +177,12 @@ class CompletionModel(DepthModel):
     def complete(
         self, image: npt.NDArray[np.uint8], points: SparseDepth, usable: npt.NDArray[np.bool_]
     ) -> tuple[Prediction | None, AnswerWithout | None]:
-        """The answer to all usable points (N,), and another without every fourth block of them.
+        """Return the prediction from all usable points, and one without a part of them.
 
-        None, None if the points fall into fewer pixels than the network needs
-        (manifest.sparse.min_points). ``stage_ms`` is of both runs.
+        image: (H, W, 3) uint8 RGB. points: N points. usable: (N,). The second run leaves out the
+        points of fitting.network.left_out_blocks, so that its result can be compared with them.
+        Returns None, None if the points lie in fewer pixels than the network needs
+        (manifest.sparse.min_points). ``stage_ms`` is the sum of both runs.
         """
         manifest = self.engine.manifest
         assert manifest.sparse is not None  # DepthModel's constructor has checked it

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every network of images has: an image in, its outputs by name out, timed and checked."""
+"""Base of all networks of images: running them, timing, checks of the outputs' shapes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from depth_node.engine.protocol import Closeable, Engine, ImageEngine
 Tensors = dict[str, npt.NDArray[Any]]
 POINTS = "points_affine_invariant"
 
-# Axes of an output, and how its shape is told; all others are one map.
+# Meaning or role of an output -> its number of axes, and its shape as error messages name it. All
+# others are one (height, width) map.
 _SHAPES = {
     "region_masks": (3, "(masks, height, width)"),
     POINTS: (3, "(height, width, 3)"),
@@ -26,7 +27,12 @@ _SHAPES = {
 
 
 class ImageModel(Closeable):
-    """Base class of networks whose output is a map of the image: resizing, timing, closing."""
+    """Base class of networks whose output is a map of the image.
+
+    meanings: those that a subclass accepts. output_kind: what it gives, for error messages.
+    ``stage_ms``: times of the last call in ms, by stage. The constructor raises EngineError if the
+    engine's manifest has another meaning or an output has a wrong shape.
+    """
 
     meanings: tuple[str, ...] = ()
     output_kind = ""
@@ -48,11 +54,11 @@ class ImageModel(Closeable):
         self.engine.close()
 
     def _check_outputs(self, image: npt.NDArray[np.uint8]) -> None:
-        """Run the network once, so that a wrong output shape is an error when it is opened."""
+        """Run the network once, so that opening it fails if an output has a wrong shape."""
         self._infer(image)
 
     def _infer(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
-        """The network's output without leading axes of size 1; stores the times in stage_ms."""
+        """Return the main output without leading axes of size 1; store the times in stage_ms."""
         return self.outputs(image)[self.engine.manifest.output_name]
 
     def outputs(
@@ -60,15 +66,16 @@ class ImageModel(Closeable):
         image: npt.NDArray[np.uint8],
         more: Callable[[], Tensors] | None = None,
     ) -> Tensors:
-        """What the network gives for an image (H, W, 3) uint8 RGB: its outputs by name, without
-        leading axes of size 1. Stores the times in stage_ms. Raises EngineError for another shape.
+        """Run the network on an (H, W, 3) uint8 RGB image; return its outputs by name.
 
-        more: makes the inputs beside the image, if the model has others.
+        The outputs have no leading axes of size 1. more: function that returns the model's inputs
+        besides the image, if it has any. Stores the times in stage_ms. Raises EngineError if the
+        run fails or an output has a wrong shape.
         """
         manifest = self.engine.manifest
         start = time.perf_counter()
         ready = start
-        if isinstance(self.engine, ImageEngine) and more is None:  # on its own device
+        if isinstance(self.engine, ImageEngine) and more is None:  # converts images on its device
             if manifest.roles:
                 outputs = self.engine.run_image_named(image)
             else:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a network answers, looked at before its manifest is believed."""
+"""Plausibility check of a network's outputs, made before its manifest is written."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ _ABOVE_0 = ("depth_metric", "disparity_metric", "depth_metric_focal")
 
 
 def judge_answer(engine: Engine) -> None:
-    """Run a network as the node would, on a test pattern, and look at what it answers.
+    """Run a network on a test pattern as the node would, and check that its output is plausible.
 
-    Raises EngineError for an output of another shape than its meaning has, and for a depth map that
-    holds no numbers, is the same everywhere, or is below 0 where its meaning has none such.
+    Raises EngineError for an output whose shape does not fit its meaning, and for a depth map of
+    which more than half is not finite, that is constant, or of which half is not above 0 although
+    its meaning demands values above 0. Encoders for prompts are not checked.
     """
     manifest = engine.manifest
     if manifest.meaning in REGION_MEANINGS:
-        if manifest.meaning != PROMPTS:  # its answer needs the decoder
+        if manifest.meaning != PROMPTS:  # an encoder's outputs mean nothing without its decoder
             RegionModel(engine)
         return
     if manifest.meaning not in DEPTH_MEANINGS:

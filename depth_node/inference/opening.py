@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A model's name or settings to a running engine."""
+"""Opening of a running engine from a model's name or settings."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from depth_node.model_zoo.registry import locate
 
 
 def open_engine(model: str | Path, *, manifest: str | Path | None = None, **options: Any) -> Engine:
-    """Open a model, verified and warm: a file, the name of a fetched network, or "embedded".
+    """Open a model, verify it, and warm it up.
 
-    The manifest beside the model is used unless ``manifest`` is given. ``options`` are those of
-    ModelConfig: backend, threads, precision and so on. Takes seconds for a large model, minutes if
+    model: path of a file, name of a fetched network, or "embedded". The manifest beside the model
+    is used unless ``manifest`` is given. ``options`` are those of ModelConfig and EngineConfig:
+    backend, threads, precision, on_failure and so on. Takes seconds for a large model, minutes if
     an engine is built. Raises EngineError with cause and cure.
     """
     return open_configured(*configured(model, manifest, options))
@@ -29,10 +30,10 @@ def build_engine(
     progress: Progress | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """Build the TensorRT engine of a model into the cache in advance, and check it.
+    """Build the TensorRT engine of a model into the cache in advance, and self-check it.
 
-    ``options`` as in open_engine. Returns the engine's details: key, file, check and so on. An
-    engine that the cache has already is only checked. Raises EngineError with cause and cure.
+    ``options`` as in open_engine. Returns the engine's details: key, file, check and so on. If the
+    cache has the engine already, it is only checked. Raises EngineError with cause and cure.
     """
     settings = {"backend": "tensorrt", **options, "build": True}
     with open_configured(*configured(model, manifest, settings), progress) as engine:

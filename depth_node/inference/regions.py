@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks of regions: an image to a label map, in one pass or by prompts."""
+"""Region networks: label map from an image, in one pass or by point prompts."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from depth_node.regions.label_maps import (
 from depth_node.regions.prompted_masks import batches, edges_to_ids, paint, point_grid, select
 from depth_node.regions.settings import SegmentationConfig
 
-EDGE_GAP_PX = 4.0  # gaps of edges up to this width are closed; at 640x480, scaled with the image
+EDGE_GAP_PX = 4.0  # gaps in edges up to this width are closed; at 640x480, scaled with the image
 _ANSWERS = ("masks", "iou", "stability", "boxes")
 
 
@@ -39,8 +39,9 @@ class RegionModel(ImageModel):
 
     Its manifest's meaning is one of: region_masks, (masks, h, w), above 0 inside a mask;
     region_labels, (h, w), one number per region and 0 for none; region_edges, (h, w), strength of
-    an edge, 0 to 1. Raises EngineError for other meanings. ``stage_ms`` as in DepthModel.
-    ``message``: a sentence if the last image has no regions, else empty.
+    an edge, 0 to 1. The constructor raises EngineError for other meanings. ``stage_ms`` as in
+    DepthModel. ``message``: a sentence if the last image has no regions, else ""; region_edges
+    never sets it, because an image without edges is one region.
     """
 
     meanings: tuple[str, ...] = tuple(name for name in REGION_MEANINGS if name != PROMPTS)
@@ -78,13 +79,13 @@ class RegionModel(ImageModel):
             raise
 
     def predict(self, image: npt.NDArray[np.uint8]) -> Labels:
-        """(H, W, 3) uint8 RGB -> (H, W) int32 labels, 0 = unassigned, 1..K."""
+        """Return (H, W) int32 labels, 0 = unassigned, 1..K, of an (H, W, 3) uint8 RGB image."""
         output = self._infer(image)
         start = time.perf_counter()
         spec, meaning = self.engine.manifest.input, self.engine.manifest.meaning
         height, width = image.shape[:2]
         if meaning == "region_masks":
-            # Enlarged before the threshold, so that borders are smooth.
+            # Resized before the threshold, so that borders are smooth.
             masks = np.zeros((len(output), height, width), bool)
             for mask, scores in zip(masks, output, strict=True):
                 np.greater(to_image(scores, spec, height, width), 0, out=mask)
@@ -105,14 +106,15 @@ class RegionModel(ImageModel):
 
 
 class PromptedRegionModel(RegionModel):
-    """Segment Anything and similar networks: an image encoder and a decoder of point prompts.
+    """Segment Anything and similar networks: an image encoder and a decoder for point prompts.
 
     The encoder runs once per image. Its outputs are inputs of the decoder, by the same names; the
     decoder's other inputs are `points` (n, 2), x and y in pixels of the encoder's input, and
     `extent` (2,), the number of rows and columns of that input that the image fills. For every
     point the decoder gives m `masks` (n, m, h, w), above 0 inside, their predicted `iou` and their
-    `stability` (n, m), and their `boxes` (n, m, 4), first and last column and row inside: x0, y0,
-    x1, y1. RegionModel.open opens both. Raises EngineError if the two do not belong together.
+    `stability` (n, m), and their `boxes` (n, m, 4): first column, first row, last column and last
+    row inside the mask (x0, y0, x1, y1). RegionModel.open opens both. The constructor raises
+    EngineError if the two do not belong together.
     """
 
     meanings = (PROMPTS,)
@@ -148,7 +150,7 @@ class PromptedRegionModel(RegionModel):
         self.decoder.close()
 
     def predict(self, image: npt.NDArray[np.uint8]) -> Labels:
-        """(H, W, 3) uint8 RGB -> (H, W) int32 labels, 0 = unassigned, 1..K."""
+        """Return (H, W) int32 labels, 0 = unassigned, 1..K, of an (H, W, 3) uint8 RGB image."""
         height, width = image.shape[:2]
         maps, boxes, extent = self._selected_masks(image)
         start = time.perf_counter()
@@ -161,7 +163,10 @@ class PromptedRegionModel(RegionModel):
         return labels
 
     def masks(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
-        """(H, W, 3) uint8 RGB -> the masks (n, H, W) bool that predict() paints, best first."""
+        """Return the (n, H, W) bool masks of an (H, W, 3) uint8 RGB image, best first.
+
+        These are the masks that predict() paints.
+        """
         height, width = image.shape[:2]
         maps, boxes, extent = self._selected_masks(image)
         masks = np.zeros((len(maps), height, width), bool)
@@ -172,7 +177,10 @@ class PromptedRegionModel(RegionModel):
     def _selected_masks(
         self, image: npt.NDArray[np.uint8]
     ) -> tuple[list[npt.NDArray[Any]], npt.NDArray[Any], tuple[float, float]]:
-        """Maps (h, w) and boxes (n, 4) of the selected masks, best first, and their extent."""
+        """Return maps (h, w) and boxes (n, 4) of the selected masks, best first, and the extent.
+
+        The extent is the number of rows and columns of a map that the image fills.
+        """
         prompts, spec = self.config.prompts, self.engine.manifest.input
         _, _, rows, cols = tensor_box(image.shape[0], image.shape[1], spec)
         points = point_grid(prompts.points_per_side, rows, cols)
@@ -202,7 +210,10 @@ class PromptedRegionModel(RegionModel):
     def _decode(
         self, image: npt.NDArray[np.uint8], points: npt.NDArray[np.float32]
     ) -> list[dict[str, npt.NDArray[Any]]]:
-        """The decoder's outputs for points (n, 2), batch by batch; stores the times in stage_ms."""
+        """Return the decoder's outputs for points (n, 2), one dictionary per batch.
+
+        Stores the times in stage_ms.
+        """
         start = time.perf_counter()
         spec = self.engine.manifest.input
         tensor = to_tensor(image, spec)
@@ -239,7 +250,7 @@ class PromptedRegionModel(RegionModel):
 def _opened_decoder(
     config: ModelConfig, engine_config: EngineConfig, encoder: Engine, opener: Opener
 ) -> Engine:
-    """Open the prompt decoder that lies beside its encoder."""
+    """Open the prompt decoder, whose file is beside its encoder's. Raises EngineError."""
     file = Path(encoder.details.get("model", config.path)).expanduser()
     beside = file.with_name(encoder.manifest.decoder)
     if not beside.is_file():
@@ -251,9 +262,10 @@ def _opened_decoder(
 
 
 def _whole_numbers(output: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
-    """(h, w) region numbers of a network; 0 where it gives none.
+    """Convert a network's (h, w) region numbers to int32; 0 where it gives none.
 
-    Which integer a cast makes of NaN, infinity or a number too large depends on the processor.
+    NaN, infinity and numbers that are too large become 0 here, because the result of a cast to
+    integers depends on the processor for them.
     """
     if output.dtype.kind in "iub":
         return np.clip(output, 0, np.iinfo(np.int32).max).astype(np.int32)
