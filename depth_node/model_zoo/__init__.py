@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks known by name: registry, download, conversion to FP16, comparison."""
+"""Networks that are known by name: registry, download, conversion to FP16, comparison."""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compare two networks, or one in two precisions or on two back ends, on the same images.
+"""Comparison of two networks, or of one in two precisions or on two back ends, on the same images.
 
-The figures and their limits are those of engine/self_check.py, over many images.
+The figures and their limits are those of engine/self_check.py, but over many images.
 """
 
 from __future__ import annotations
@@ -36,9 +36,10 @@ Tensors = dict[str, npt.NDArray[Any]]
 
 
 def image_files(folder: Path) -> list[Path]:
-    """All image files below a folder but for hidden ones, sorted by name.
+    """Return all image files below a folder, sorted by path.
 
-    Raises EngineError if there is none.
+    Hidden files and those whose names begin with "depth" or "segmentation" are left out. Raises
+    EngineError if there is none.
     """
     if not folder.is_dir():
         raise EngineError(f"{folder} is no folder: give --images a folder with images in it")
@@ -60,9 +61,10 @@ def image_files(folder: Path) -> list[Path]:
 
 @dataclass(frozen=True)
 class ComparisonImages:
-    """Images to compare on, read or rendered one at a time; iterating gives (H, W, 3) uint8 RGB.
+    """Images to compare on, read or rendered one at a time; iteration gives (H, W, 3) uint8 RGB.
 
-    ``files`` empty: ``count`` rendered rooms of about ``height`` x ``width`` pixels, from ``seed``.
+    Without ``files``: ``count`` rendered images of rooms, ``height`` x ``width`` pixels, from
+    ``seed``.
     """
 
     count: int
@@ -75,9 +77,10 @@ class ComparisonImages:
     def of(
         cls, folder: Path | None, manifest: Manifest, count: int = RECOMMENDED_IMAGES
     ) -> ComparisonImages:
-        """At most `count` images, spread evenly over a folder; without a folder rendered rooms.
+        """Select at most `count` images, spread evenly over a folder; None: rendered rooms.
 
-        Raises EngineError if the count is below 1 or the folder has no images.
+        manifest: of a model; rendered images have about its input size. Raises EngineError if the
+        count is below 1 or the folder has no images.
         """
         if count < 1:
             raise EngineError(f"--count is {count}: compare on at least one image")
@@ -92,12 +95,12 @@ class ComparisonImages:
         return cls(count, (), *size)
 
     def __iter__(self) -> Iterator[Image]:
-        """Yield image by image. Raises EngineError for a file that is not an image."""
+        """Yield the images one by one. Raises EngineError for a file that is not an image."""
         if self.files:
             yield from (_read(path) for path in self.files[: self.count])
             return
         for number in range(self.count):
-            if number % _VIEWS_PER_ROOM == 0:  # another view costs less than another room
+            if number % _VIEWS_PER_ROOM == 0:  # a new view costs less than a new room
                 rng = np.random.default_rng([self.seed, number])
                 room = Scene.random(rng, "mixed", shadow_px=96)
             view = random_view(room, rng, self.width, self.height)
@@ -116,7 +119,10 @@ def _read(path: Path) -> Image:
 
 
 def tensors_of(manifest: Manifest, image: Image, number: int) -> Tensors:
-    """Input tensors of a model for an image (H, W, 3); random numbers if it takes no image."""
+    """Return a model's input tensors for an image (H, W, 3); random numbers if it takes no image.
+
+    number: seed of the random numbers, and of the points for a completion network.
+    """
     if manifest.sparse is not None:
         return pattern_tensors(manifest, image, number)
     if manifest.inputs:
@@ -128,7 +134,10 @@ def tensors_of(manifest: Manifest, image: Image, number: int) -> Tensors:
 
 @dataclass
 class ModelComparison:
-    """Differences between the outputs of B and A, one per image, and the times of their runs."""
+    """Differences between the outputs of B and A, one per image, and the times of their runs.
+
+    times_ms: (A, B) in ms for every image.
+    """
 
     limits: Limits
     differences: list[OutputDifference] = field(default_factory=list)
@@ -144,11 +153,11 @@ class ModelComparison:
 
     @property
     def failures(self) -> list[str]:
-        """Describe every figure that is beyond its limit."""
+        """Descriptions of all figures that are beyond their limits."""
         return self.worst.failures(self.limits)
 
     def rows(self) -> list[tuple[str, str, str, str, str]]:
-        """(figure, mean, worst, limit, verdict) for a table."""
+        """Return the rows (figure, mean, worst, limit, verdict) of a table."""
         mean = [
             float(np.mean([getattr(one, name) for one in self.differences]))
             for name in ("finite", "correlation", "relative_error")
@@ -181,10 +190,11 @@ def compare(
     on_image: Callable[[str], None] = lambda name: None,
     limits: Limits | None = None,
 ) -> ModelComparison:
-    """Run both networks on every image; A is the reference.
+    """Run both networks on every image and compare their outputs; A is the reference.
 
-    Depth maps of two sizes are compared in the image's pixels. on_image is called with the name of
-    every image that is done. Raises EngineError if the networks cannot be compared or run.
+    Depth maps of different sizes are compared at the image's size. on_image is called with the
+    file name of every image that is done ("" for a rendered one). limits: those of A's manifest by
+    default. Raises EngineError if the networks cannot be compared or run.
     """
     if a.manifest.meaning != b.manifest.meaning:
         raise EngineError(
@@ -230,6 +240,6 @@ def _flat(output: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def median_ms(times: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """Median times of A and B, ms."""
+    """Return the median times of A and B, ms."""
     a, b = np.median(np.asarray(times), axis=0)
     return float(a), float(b)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Convert a model file to FP16; the copy is written only if its outputs agree with FP32.
+"""Conversion of model files to FP16; a copy is written only if its outputs agree with FP32.
 
-fp16.py decides which nodes stay FP32, by the graph and by value ranges that are measured here.
+fp16.py decides which nodes stay FP32, from the graph and from value ranges that are measured here.
 """
 
 from __future__ import annotations
@@ -45,18 +45,18 @@ if TYPE_CHECKING:
     import onnx
 
 RANGE_IMAGES = 4  # images on which value ranges are measured
-FEW_NODES = 4  # where the search for the delicate ones ends
+FEW_NODES = 4  # the search for delicate nodes ends at a range of this length
 _MEMORY = Path("/proc/meminfo")
-_ENGINES_TENSORS, _ENGINES_WEIGHTS = 3, 5  # times tensors in use and weights, measured
-_MAX_FILE_BYTES = 2_000_000_000  # protobuf ends at 2^31
+_ENGINES_TENSORS, _ENGINES_WEIGHTS = 3, 5  # memory per byte of live tensors and weights, measured
+_MAX_FILE_BYTES = 2_000_000_000  # protobuf files end at 2^31 bytes
 
 
 @dataclass(frozen=True)
 class Converted:
     """A model file in FP16 with its manifest, and the measurements made before it was written.
 
-    The graph of ``fp16`` is empty, because it is in the file. ``bytes``: sizes of the FP32 and the
-    FP16 file.
+    The graph of ``fp16`` is empty to save memory; it is in the file. ``bytes``: sizes of the FP32
+    and of the FP16 file.
     """
 
     path: Path
@@ -78,10 +78,11 @@ def convert(
 ) -> Converted:
     """Write a model's FP16 copy, ``NAME.fp16.onnx`` unless `out` names it, and its manifest.
 
-    Before that its outputs on the images must agree with those of the FP32 file, within the
-    manifest's limits, with every FP16 tensor rounded (:func:`rounded`). Where the error is above
-    half of its limit, the few nodes that lose most are looked for and stay FP32
-    (:func:`delicate_part`). Raises EngineError, and writes nothing, if the outputs do not agree or
+    They are written only if the copy's outputs on the images, with every FP16 tensor rounded
+    (:func:`rounded`), agree with those of the FP32 file within the manifest's limits. If a relative
+    error is above half of its limit, the few nodes that lose most precision are searched for and
+    stay FP32 (:func:`delicate_part`). ``keep``: operators to keep in FP32. ``on_step``: called with
+    the name of each step. Raises EngineError, and writes nothing, if the outputs do not agree or
     the model cannot be converted.
     """
     onnx = onnx_package()
@@ -107,12 +108,12 @@ def convert(
             fp16_input, keep, on_step,
         )  # fmt: skip
         onnx.save(ready, str(conversion.whole))
-        # They are in files now, and the engines of a large network need the memory.
+        # Both graphs are in files now, and the engines of a large network need the memory.
         for proto in (loaded, ready):
             proto.Clear()
         converted, comparison = conversion.nearest(images)
         fp16_manifest = conversion.manifest()
-        # The file itself must run and agree too.
+        # The graph with rounded tensors agrees; the file itself must run and agree too.
         comparison.differences += conversion.run_once(fp16_manifest, images).differences
         if comparison.failures:
             raise ConvertError(
@@ -132,10 +133,10 @@ def convert(
 
 @dataclass(frozen=True)
 class _Conversion:
-    """A model on its way to FP16, in files beside `path`, where the copy is made.
+    """A conversion in progress. Its temporary files are beside `path`, where the copy is made.
 
-    source, description: of the FP32 file. nodes: of its graph as `whole` has it, prepared.
-    measured: its value ranges. The others are arguments of convert().
+    source, description: the FP32 file and its manifest. nodes: number of nodes of its prepared
+    graph (the file `whole`). measured: its value ranges. The others are arguments of convert().
     """
 
     source: Path
@@ -149,14 +150,17 @@ class _Conversion:
 
     @property
     def whole(self) -> Path:
-        """The file of the prepared FP32 graph."""
+        """Path of the prepared FP32 graph."""
         return self.path.parent / "whole.onnx"
 
     def nearest(self, images: ComparisonImages) -> tuple[Fp16Model, ModelComparison]:
-        """The copy, with the few nodes in FP32 that lose most, where it is not near without."""
+        """Return the FP16 copy and its comparison with FP32.
+
+        If the copy is not near enough, the few nodes that lose most precision stay FP32.
+        """
         converted, comparison = self._attempt(images)
         limits = comparison.limits
-        # Half of the limit: other images, and GPUs that sum differently, must agree too.
+        # Half of the limit, because other images and GPUs that sum in another order must agree too.
         sure = dataclasses.replace(limits, relative_error=limits.relative_error / 2)
         if not comparison.worst.failures(sure):
             return converted, comparison
@@ -172,7 +176,7 @@ class _Conversion:
     def _attempt(
         self, images: ComparisonImages, delicate: Collection[int] = (), write: bool = True
     ) -> tuple[Fp16Model, ModelComparison]:
-        """Convert but for the delicate nodes, and compare with every FP16 tensor rounded."""
+        """Convert all but the delicate nodes, and compare with every FP16 tensor rounded."""
         from depth_node.engine import ort
 
         onnx, simulated = onnx_package(), self.path.parent / "rounded.onnx"
@@ -190,7 +194,7 @@ class _Conversion:
             return made, compare(reference, rounding, images, self.on_step)
 
     def manifest(self) -> Manifest:
-        """The copy's."""
+        """Return the manifest of the copy."""
         of_fp32 = self.description
         dtype = "float16" if self.fp16_input else of_fp32.input.dtype
         return dataclasses.replace(
@@ -203,7 +207,7 @@ class _Conversion:
         )
 
     def run_once(self, manifest: Manifest, images: ComparisonImages) -> ModelComparison:
-        """The copy as it is in its file, on one image."""
+        """Compare the copy, as it is in its file, with FP32 on one image."""
         from depth_node.engine import ort
 
         with (
@@ -214,10 +218,11 @@ class _Conversion:
 
 
 def delicate_part(nodes: int, agrees: Callable[[range], bool]) -> range:
-    """The nodes, few and in a row, that must stay FP32 for the others to agree in FP16.
+    """Find a short range of nodes that must stay FP32 so that the outputs agree with FP32.
 
-    agrees: whether the outputs do when a range of the `nodes` stays FP32. Halves the range as long
-    as one half is enough. Empty where more than a quarter of the nodes would have to stay.
+    nodes: number of nodes. agrees: returns whether the outputs agree if the nodes of a range stay
+    FP32. The range is halved as long as one half is enough, down to FEW_NODES. The result is empty
+    if more than a quarter of the nodes would have to stay FP32.
     """
     part = range(nodes)
     while len(part) > FEW_NODES:
@@ -230,16 +235,16 @@ def delicate_part(nodes: int, agrees: Callable[[range], bool]) -> range:
     return part if len(part) <= nodes / 4 else range(0)
 
 
-# --- engines that measure ------------------------------------------------------------------------
+# --- engines for measurements --------------------------------------------------------------------
 
 
 def measure(
     ready: onnx.ModelProto, manifest: Manifest, images: Iterable[Image], folder: Path
 ) -> Measured:
-    """Largest magnitude of every FP32 tensor over the images, and what FP16 scores would change.
+    """Measure the largest magnitude of every FP32 tensor, and the change by FP16 scores, on images.
 
-    A value that is not finite counts as infinite. ONNX Runtime runs the FP32 graph, whose file is
-    made in `folder`. Raises EngineError if it cannot.
+    A value that is not finite counts as infinite. ONNX Runtime runs the FP32 graph, for which a
+    temporary file is made in `folder`. Raises EngineError if it cannot.
     """
     from depth_node.engine import ort
 
@@ -266,9 +271,10 @@ def measure(
 
 
 def rounding_engine(model: Path, manifest: Manifest, folder: Path) -> Engine | None:
-    """An engine on the CPU that rounds FP16 as a GPU does (:func:`rounded`); None for FP32 files.
+    """Return an engine on the CPU that rounds FP16 as a GPU does (:func:`rounded`).
 
-    Its file is made in `folder`. Raises ConvertError if the graph cannot be prepared.
+    None for files without FP16. A file for the engine is made in `folder`. Raises ConvertError if
+    the graph cannot be prepared, and EngineError if it cannot be run.
     """
     from depth_node.engine import ort
 
@@ -287,7 +293,7 @@ def rounding_engine(model: Path, manifest: Manifest, folder: Path) -> Engine | N
 
 
 def _loaded(model: Path) -> onnx.ModelProto:
-    """Load an ONNX file with its external weights. Raises ConvertError."""
+    """Load an ONNX file with its external weights. Raises ConvertError if that is impossible."""
     onnx = onnx_package()
     if _size(model) > _MAX_FILE_BYTES:
         raise ConvertError(
@@ -304,9 +310,9 @@ def _loaded(model: Path) -> onnx.ModelProto:
 
 
 def _check_memory(model: Path, ready: onnx.ModelProto) -> None:
-    """Raise ConvertError where this machine has too little free memory, instead of being killed.
+    """Raise ConvertError if too little memory is free, because Linux would end the process later.
 
-    Two engines are open at once, one of which holds a rounded copy of every tensor in use.
+    Two engines are open at once, and one of them holds a rounded copy of every tensor in use.
     """
     need = _ENGINES_TENSORS * live_bytes(ready) + _ENGINES_WEIGHTS * _size(model)
     try:
@@ -326,7 +332,10 @@ def _check_memory(model: Path, ready: onnx.ModelProto) -> None:
 
 @contextlib.contextmanager
 def _scratch(target: Path) -> Iterator[Path]:
-    """A temporary folder beside the target, from which the result is moved by a rename."""
+    """Make a temporary folder beside the target, on the same disk, so that a rename can move files.
+
+    Raises ConvertError if it cannot be made.
+    """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         folder = tempfile.TemporaryDirectory(dir=target.parent, prefix=".convert-")
@@ -339,5 +348,5 @@ def _scratch(target: Path) -> Iterator[Path]:
 
 
 def _size(model: Path) -> int:
-    """Bytes of a model file and its external weights."""
+    """Return the bytes of a model file and its external weights."""
     return sum(part.stat().st_size for part in model.parent.glob(f"{model.name}*"))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The body of one file over HTTP: continued after a break, every byte counted after unpacking."""
+"""Download of one file over HTTP: continues after a break and limits the number of bytes."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from depth_node.model_zoo.registry import FetchError
 from depth_node.sentences import quoted
 
 BLOCK = 1 << 20
-_RECEIVED = 1 << 13  # bytes taken from a connection at once, where it must be said
-_MAX_BYTES = 16 * 10**9  # of a file whose size nobody announces
-_KEPT_FREE = 500 * 10**6  # on the disk, where nobody announces how much will come
-_RETRIES = 5  # in a row without a new byte
-_TIMEOUT_S = 30.0  # without a new byte
+_RECEIVED = 1 << 13  # bytes read from a connection at once, for clients that need a number
+_MAX_BYTES = 16 * 10**9  # largest file if the server does not announce its size
+_KEPT_FREE = 500 * 10**6  # bytes of the disk that stay free if the size is not announced
+_RETRIES = 5  # consecutive attempts without a new byte
+_TIMEOUT_S = 30.0  # time without a new byte
 
 
 class Download:
-    """The body of one file, received into a file and never beyond what was announced.
+    """Download of one body into a file, never more bytes than were announced.
 
-    huggingface_hub's own download writes whatever comes: more than was announced, and what a few
-    kB unpack to. Here every byte is counted after unpacking.
+    huggingface_hub's own download writes everything that it receives, even more than was announced,
+    and decompresses a few kB to any size. Here every byte is counted after decompression.
     """
 
     def __init__(
@@ -35,14 +35,18 @@ class Download:
         target: Path,
     ) -> None:  # fmt: skip
         self._hub, self._url, self._total = hub, url, total
-        # Packed contents could not be continued in the middle.
+        # A compressed body could not be continued in the middle.
         self._headers = {**headers, "accept-encoding": "identity"}
         self._file, self._target = file, target
         self._received = file.seek(0, os.SEEK_END)
         self._packed = False
 
     def run(self, report: Callable[[int], None]) -> None:
-        """Receive the rest. Raises FetchError for what must not be kept, or what HTTP raises."""
+        """Receive the rest of the file.
+
+        report: called with the number of bytes received. Raises FetchError if the file must not be
+        kept, and exceptions of the HTTP library and OSError for other failures.
+        """
         report(self._received)
         failures = 0
         while self._total is None or self._received < self._total:
@@ -54,7 +58,7 @@ class Download:
                 raise ConnectionError(f"only {self._received} of {self._total} bytes came")
             except FetchError:
                 raise
-            except Exception as error:  # of httpx or requests, whichever huggingface_hub uses
+            except Exception as error:  # of httpx or requests, depending on huggingface_hub
                 refused = isinstance(error, self._hub.errors.HfHubHTTPError)
                 disk = (
                     isinstance(error, OSError)
@@ -67,13 +71,13 @@ class Download:
             time.sleep(1.0)
 
     def _attempt(self, report: Callable[[int], None]) -> None:
-        """One connection: take from it until it ends."""
+        """Open one connection and receive until it ends."""
         headers = dict(self._headers)
         if self._received:
             headers["range"] = f"bytes={self._received}-"
         with _opened(self._hub, self._url, headers) as (response, blocks):
             self._hub.utils.hf_raise_for_status(response)
-            if response.status_code != 206:  # from the start, whatever was asked for
+            if response.status_code != 206:  # the server ignored the range: the body is the whole
                 self._received = self._file.seek(0)
                 self._file.truncate()
             encoding = str(response.headers.get("content-encoding", "")).strip().lower()
@@ -108,21 +112,21 @@ class Download:
 
 @contextmanager
 def _opened(hub: Any, url: str, headers: dict[str, str]) -> Iterator[tuple[Any, Iterator[bytes]]]:
-    """A response of huggingface_hub's HTTP client and its body as it is sent, still packed."""
+    """Yield a response of huggingface_hub's HTTP client, and its body without decompression."""
     client = hub.utils.get_session()
     if hasattr(client, "stream"):  # httpx, from huggingface_hub 1.0 on
         with client.stream(
             "GET", url, headers=headers, timeout=_TIMEOUT_S, follow_redirects=True
         ) as response:
-            yield response, response.iter_raw()  # as it comes, so that nothing waits for more
+            yield response, response.iter_raw()  # without a block size, so no byte waits for more
         return
     with client.get(url, headers=headers, timeout=_TIMEOUT_S, stream=True) as response:
         yield response, response.raw.stream(_RECEIVED, decode_content=False)
 
 
 def _unpacked(blocks: Iterator[bytes]) -> Iterator[bytes]:
-    """The blocks of a gzip or zlib stream unpacked, never more than BLOCK bytes at once."""
-    unpack = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # told by its head
+    """Decompress the blocks of a gzip or zlib stream; yield at most BLOCK bytes at once."""
+    unpack = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # 32: gzip or zlib, by the header
     for block in blocks:
         rest = block
         while rest and not unpack.eof:
@@ -131,7 +135,7 @@ def _unpacked(blocks: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def check_disk_space(target: Path, needed: int) -> None:
-    """Raise FetchError where so many more bytes have no room beside `target`."""
+    """Raise FetchError if the disk of `target` has no room for `needed` more bytes."""
     free = shutil.disk_usage(target.parent).free
     if needed > free:
         raise FetchError(

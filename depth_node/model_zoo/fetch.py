@@ -28,13 +28,13 @@ from depth_node.sentences import one_line
 RECORD = "fetched.json"
 _CURE = "pip install huggingface_hub"
 _MAX_RECORD = 1_000_000
-# Callback of a download: file, bytes received, bytes in all (None: unknown).
+# Callback of a download; arguments: file, bytes received, total bytes (None: unknown).
 OnBytes = Callable[[str, int, "int | None"], None]
 
 
 @dataclass(frozen=True)
 class FetchedFile:
-    """A downloaded file. ``basis``: what its hash was compared with."""
+    """A downloaded file: its hash, its size, and ``basis``: what the hash was compared with."""
 
     sha256: str
     bytes: int
@@ -43,7 +43,7 @@ class FetchedFile:
 
 @dataclass(frozen=True)
 class Record:
-    """Origin, licence and files of a fetched network; the file RECORD in its folder."""
+    """Origin, licence and files of a fetched network, stored as the file RECORD in its folder."""
 
     name: str
     repo: str
@@ -53,12 +53,12 @@ class Record:
 
     @classmethod
     def load(cls, folder: Path) -> Record | None:
-        """The record in a folder; None if there is none that can be read."""
+        """Return the record in a folder; None if it is missing or damaged."""
         try:
             values = json.loads(read_text(folder / RECORD, _MAX_RECORD))
             files = {name: FetchedFile(**entry) for name, entry in values.pop("files").items()}
             record = cls(files=files, **values)
-        except Exception:  # damaged in whatever way: as if there were none
+        except Exception:  # missing, or damaged in any way
             return None
         texts = [record.name, record.repo, record.revision, record.licence]
         texts += [text for file in files.values() for text in (file.sha256, file.basis)]
@@ -67,7 +67,7 @@ class Record:
         return record if sound and all(type(size) is int for size in sizes) else None
 
     def save(self, folder: Path) -> None:
-        """Write the record by a rename, so that it is never incomplete."""
+        """Write the record by a rename, so that it is never incomplete. Raises OSError."""
         number, part = tempfile.mkstemp(dir=folder, prefix=f".{RECORD}.")
         try:
             with open(number, "w", encoding="utf-8") as file:
@@ -89,7 +89,7 @@ class FileVerdict:
 
 
 def verify(entry: RegistryEntry) -> list[FileVerdict]:
-    """Compare the files of a fetched network with their hashes; empty if it was not fetched."""
+    """Compare the files of a network with their hashes; empty if the network was not fetched."""
     folder = entry.folder
     record = Record.load(folder)
     present = [path for path in entry.files if (folder / PurePosixPath(path).name).is_file()]
@@ -120,7 +120,7 @@ def verify(entry: RegistryEntry) -> list[FileVerdict]:
 
 
 def sha256_of(path: Path) -> str:
-    """Hexadecimal SHA-256 of one file."""
+    """Return the hexadecimal SHA-256 of one file."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(BLOCK):
@@ -130,7 +130,7 @@ def sha256_of(path: Path) -> str:
 
 @dataclass(frozen=True)
 class Fetched:
-    """Result of fetch(): file, manifest (None: weights that must be exported), record."""
+    """Result of fetch(): model file, manifest (None: weights that must be exported), record."""
 
     path: Path
     manifest: Manifest | None
@@ -146,8 +146,9 @@ def fetch(
     """Download the missing files of a network, check them, and write the manifest.
 
     An interrupted download is continued. A file that was put into the folder by hand is used if its
-    hash is right. ``size`` (height, width) is for files that leave it open. The caller must have
-    shown the licence. Raises FetchError, and EngineError if the file is not a usable ONNX file.
+    hash is right, or if no hash is known. ``size``: (height, width) for files that leave it open.
+    ``output_name``: output to use instead of the registry's. The caller must have shown the licence
+    to the user. Raises FetchError, and EngineError if the file is not a usable ONNX file.
     """
     folder = entry.folder
     try:
@@ -189,7 +190,7 @@ def _manifest(
     existing = manifest_path(path)
     if existing.is_file() and not size and not output_name:
         manifest = Manifest.load(existing)
-        if manifest.sha256 == sha256_of(path):  # unchanged, with the user's own changes
+        if manifest.sha256 == sha256_of(path):  # kept, because the user may have edited it
             return manifest
     from depth_node.engine import ort
 
@@ -213,7 +214,7 @@ def _manifest(
         licence=entry.licence,
         source=f"{entry.page} at {commit}, a network of {entry.maker}",
         focal_px=entry.focal_px,
-        # Another conversion may lack an output; what it does not say is unknown then.
+        # Another conversion of the network can lack an output, and so cannot have its role.
         roles={role: name for role, name in entry.roles.items() if name in given},
         **entry.input,
     )
@@ -222,7 +223,10 @@ def _manifest(
 def _adopt(
     entry: RegistryEntry, target: Path, registered: str, recorded: FetchedFile | None
 ) -> FetchedFile:
-    """Check a file that exists already: fetched before, or put there by hand."""
+    """Check a file that exists already, because it was fetched before or put there by hand.
+
+    Raises FetchError if it cannot be read or its hash is wrong.
+    """
     try:
         digest, size = sha256_of(target), target.stat().st_size
     except OSError as error:
@@ -261,7 +265,7 @@ def _one_at_a_time(folder: Path) -> Iterator[None]:
 def _download(
     entry: RegistryEntry, path: str, target: Path, registered: str, on_bytes: OnBytes | None
 ) -> tuple[FetchedFile, str]:
-    """Download one file by huggingface_hub and check its hash -> the file and its commit."""
+    """Download one file with huggingface_hub and check its hash; return the file and its commit."""
     hub = _hub(entry, target)
     with _sentences(hub, entry, path, target):
         metadata = hub.get_hf_file_metadata(
@@ -282,17 +286,17 @@ def _download(
             " the file by hand and write its manifest with"
             f" `{depth_tools('models manifest')}`"
         )
-    # Named after the content, so that a part of an older version is not continued.
+    # The name contains a hash of the content, so that no part of another version is continued.
     content = hashlib.sha256(etag.encode()).hexdigest()[:16]
     part = target.with_name(f".{target.name}.{content}.part")
-    # A part is continued if it is ours and may be incomplete.
+    # A part is continued unless it is a link, has an unknown total size, or is too large.
     if part.is_file() and (part.is_symlink() or total is None or part.stat().st_size > total):
         part.unlink()
     done = part.stat().st_size if part.is_file() else 0
     check_disk_space(target, (total or 0) - done)
     headers = hub.utils.build_hf_headers(library_name="depth_node")
     if urlsplit(metadata.location).netloc != urlsplit(_endpoint() or HUB).netloc:
-        headers.pop("authorization", None)  # a storage server must not get the user's token
+        headers.pop("authorization", None)  # another server must not get the user's token
     with _sentences(hub, entry, path, target):
         flags = os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
         with open(os.open(part, flags, 0o644), "r+b", buffering=0) as file:
@@ -329,9 +333,9 @@ def _endpoint() -> str | None:
 
 
 def _hub(entry: RegistryEntry, target: Path) -> Any:
-    """huggingface_hub without its own output; the modules that are used are loaded."""
+    """Import huggingface_hub with all submodules that are used, and switch off its own output."""
     try:
-        os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # it looks at its import
+        os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # read when it is imported
         import huggingface_hub
         from huggingface_hub import errors, file_download, utils  # noqa: F401 - attributes of hub
     except ImportError:
@@ -354,7 +358,7 @@ def _by_hand(entry: RegistryEntry, target: Path) -> str:
 
 @contextmanager
 def _sentences(hub: Any, entry: RegistryEntry, path: str, target: Path) -> Iterator[None]:
-    """Turn every exception of huggingface_hub into one sentence."""
+    """Convert every exception of huggingface_hub to a FetchError with one sentence."""
     errors = hub.errors
     try:
         yield
@@ -380,7 +384,7 @@ def _sentences(hub: Any, entry: RegistryEntry, path: str, target: Path) -> Itera
         ) from error
     except FetchError:
         raise
-    except Exception as error:  # the errors of its HTTP library differ from version to version
+    except Exception as error:  # the exceptions of its HTTP library differ between versions
         if isinstance(error, OSError) and error.errno and not isinstance(error, ConnectionError):
             raise FetchError(
                 f"{path} of {entry.repo} cannot be stored in {target.parent} ({error.strerror}):"

@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Conversion of an ONNX graph to FP16 where that is safe; every tensor gets a type.
 
-TensorRT takes the precision from the graph's types (strongly typed): 11 always, 10 optionally. A
-transformer that is cast as a whole overflows: the squares of a layer normalisation and the scores
-of an attention exceed 65504, and small depths of the last layer lose digits. So every node becomes
-FP16 unless there is a reason for FP32 (:data:`REASONS`), and Casts join the types.
+TensorRT takes the precision from the graph's types (strongly typed networks): 11 always, 10
+optionally. A transformer that is converted as a whole overflows: the squares of a layer
+normalisation and the scores of an attention exceed 65504, and small depths of the last layer lose
+digits. So every node becomes FP16 unless there is a reason for FP32 (:data:`REASONS`), and Casts
+connect tensors of different types.
 
 The scores of an attention (Q K^T, scale, bias, mask) are FP16 where their measured range and loss
-allow it (:class:`Measured`): TensorRT joins an attention into one kernel, which never writes the
-N x N scores, only where both of its products are FP16, and a bias of relative positions is written
-for every pair. The softmax stays FP32; inside that kernel this costs nothing.
+allow it (:class:`Measured`). TensorRT fuses an attention into one kernel, which never writes the
+N x N scores to memory, only if both of its products are FP16; without fusion even a bias of
+relative positions is written for every pair. The softmax stays FP32, which costs nothing inside
+the fused kernel.
 """
 
 from __future__ import annotations
@@ -51,13 +53,16 @@ REASONS = {
 }
 
 
-# Values may be larger on other images than on those measured; FP16 ends at 65504.
+# Largest magnitude for FP16, whose largest number is 65504: other images than those measured can
+# give larger values.
 LARGEST = 65504 / 4
-# Largest change of an attention's weights by scores in FP16: sum over a row of the absolute
-# differences, mean over the rows of a head, worst head and image. Rounding the weights themselves
-# changes them by 2^-12; scores about 16 with a spread as large change them by this.
+# Largest change of an attention's weights that FP16 scores may cause: sum over a row of the
+# absolute differences, mean over the rows of a head, worst head and image. Rounding the weights
+# themselves to FP16 changes them by 2^-12; scores of about 16 with a spread of the same size change
+# them by this limit.
 LARGEST_LOSS = 2.0**-7
-# FP16 has its full 11 bits down to 6.1e-5; a tensor with a smaller maximum has few such values.
+# Smallest maximum of a tensor for FP16, which has its full 11 bits only down to 6.1e-5: with a
+# smaller maximum few values would have full precision.
 SMALLEST = 2.0**-10
 
 _NORMALISE = {
@@ -84,10 +89,10 @@ _ALWAYS_FLOAT = {"Resize": (1, 2), "Upsample": (1,)}
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured on images in FP32.
+    """Results of measurements on images in FP32.
 
-    ``ranges``: largest magnitude of tensors by name. ``losses``: change of an attention's weights
-    if its scores are FP16 (:data:`LARGEST_LOSS`), by the name of its softmax's output.
+    ``ranges``: largest magnitude of each tensor by name. ``losses``: change of an attention's
+    weights if its scores are FP16 (:data:`LARGEST_LOSS`), by the name of its softmax's output.
     """
 
     ranges: Mapping[str, float] = field(default_factory=dict)
@@ -96,9 +101,9 @@ class Measured:
 
 @dataclass(frozen=True)
 class AttentionReport:
-    """An attention: its softmax, the measured largest score and loss (NaN: not measured).
+    """An attention: name of its softmax, largest score and loss (NaN: not measured).
 
-    ``fp16``: whether Q K^T is FP16, so that TensorRT can join the attention into one kernel.
+    ``fp16``: whether Q K^T is FP16, so that TensorRT can fuse the attention into one kernel.
     """
 
     name: str
@@ -129,7 +134,7 @@ class Fp16Model:
 
 @dataclass
 class _Graph:
-    """Producer and consumers of each tensor; nodes by number, in order."""
+    """A graph with the producer and the consumers of each tensor; nodes are numbered in order."""
 
     nodes: Sequence[onnx.NodeProto]
     types: Mapping[str, int]
@@ -146,13 +151,13 @@ class _Graph:
                 self.takers[name].append(number)
 
     def before(self, number: int) -> Iterator[int]:
-        """Nodes that produce the FP32 inputs of a node."""
+        """Yield the nodes that produce the FP32 inputs of a node."""
         for name in self.nodes[number].input:
             if name in self.maker and self.is_float(name):
                 yield self.maker[name]
 
     def after(self, number: int) -> Iterator[int]:
-        """Nodes that consume the outputs of a node."""
+        """Yield the nodes that consume the outputs of a node."""
         for name in self.nodes[number].output:
             yield from self.takers.get(name, ())
 
@@ -163,13 +168,16 @@ class _Graph:
         return bool(name) and self.types.get(name) == 1  # TensorProto.FLOAT
 
     def floats(self, number: int) -> list[str]:
-        """FP32 inputs and outputs of a node."""
+        """Return the FP32 inputs and outputs of a node."""
         node = self.nodes[number]
         return [name for name in (*node.input, *node.output) if self.is_float(name)]
 
 
 def _upwards(graph: _Graph, start: Iterable[int], through: set[str]) -> set[int]:
-    """Nodes upstream of the start through operators of `through`, and the first others."""
+    """Return the start nodes and all nodes upstream that operators of `through` lead to.
+
+    The first node of another operator on each path is included.
+    """
     reached: set[int] = set()
     rest = list(start)
     while rest:
@@ -189,7 +197,11 @@ def _reasons(
     asked: Collection[str],
     delicate: Collection[int],
 ) -> dict[int, str]:
-    """Node number -> reason for FP32; the others become FP16."""
+    """Return {node number: reason for FP32}; the other nodes become FP16.
+
+    peaks: largest magnitude of each weight. asked: operators to keep in FP32. delicate: numbers of
+    nodes to keep in FP32.
+    """
     reasons: dict[int, str] = {}
 
     def keep(numbers: Iterable[int], reason: str) -> None:
@@ -197,7 +209,7 @@ def _reasons(
             reasons.setdefault(number, reason)
 
     every_node = range(len(graph.nodes))
-    fitting: set[int] = set()  # nodes of scores that were measured to suit FP16
+    fitting: set[int] = set()  # nodes of scores for which measurements allow FP16
     keep((n for n in every_node if graph.op(n) in asked), "asked")
     keep((n for n in every_node if _foreign(graph, n)), "foreign")
     keep((n for n in every_node if graph.op(n) in _NORMALISE), "normalisation")
@@ -217,7 +229,7 @@ def _reasons(
     keep(delicate, "delicate")
     constant: set[int] = set()
     for number in every_node:
-        # Shapes are constant, because the input has a fixed one; FP16 would round sizes.
+        # Shapes are constant, because the input has a fixed shape; FP16 would round sizes.
         shape = graph.op(number) in ("Shape", "Size")
         sources = [name for name in graph.nodes[number].input if name]
         if shape or all(n in graph.weights or graph.maker.get(n) in constant for n in sources):
@@ -226,11 +238,11 @@ def _reasons(
     limits = {**peaks, **measured.ranges}
     for number in every_node:
         sizes = [limits[name] for name in graph.floats(number) if name in limits]
-        # Small scores make no difference to a softmax; their loss was measured.
+        # Small scores do not matter to a softmax, and their loss was measured.
         smallest = 0.0 if number in fitting else SMALLEST
         if any(not size <= LARGEST or 0 < size < smallest for size in sizes):
             keep([number], "range")
-    for number in every_node:  # in order, so that chains of moves are followed
+    for number in every_node:  # in order, so that chains of _MOVES are followed
         if graph.op(number) in _MOVES and number not in reasons:
             made = [graph.maker.get(name) for name in graph.nodes[number].input]
             above = all(name is None or name in reasons for name in made)
@@ -242,7 +254,7 @@ def _reasons(
 
 
 def _still(graph: _Graph, number: int, reasons: Mapping[int, str]) -> bool:
-    """Whether a node, or all nodes after it if it only moves values, stay FP32."""
+    """Return whether a node stays FP32, or it only moves values to nodes that all stay FP32."""
     if number in reasons:
         return True
     takers = list(graph.after(number))
@@ -265,9 +277,10 @@ def _cubic(graph: _Graph, number: int) -> bool:
 
 
 def _statistics(graph: _Graph, root: int) -> set[int]:
-    """Nodes of a decomposed normalisation: difference to the mean, squares, mean, root, division.
+    """Return the nodes of a normalisation that is written out in operators, given its root.
 
-    Without the gain and offset that follow it; empty if the root belongs to something else.
+    These are the difference to the mean, squares, mean, root and division, not the gain and offset
+    that follow. Empty if the root belongs to something else.
     """
     above = _upwards(graph, graph.before(root), {"Add", "Max", "Clip", "Mul", "Pow", "Div"})
     sums = {n for n in above if graph.op(n) in ("ReduceMean", "ReduceSum")}
@@ -293,8 +306,10 @@ def _statistics(graph: _Graph, root: int) -> set[int]:
 
 @dataclass(frozen=True)
 class _Attention:
-    """Nodes of an attention: products Q K^T, what lies between them and the softmax, and what
-    scales Q and K above the products.
+    """Nodes of an attention.
+
+    softmax: its softmax. products: the products Q K^T. between: the nodes from these to the
+    softmax. above: the nodes that scale Q and K before the products.
     """
 
     softmax: int
@@ -308,7 +323,7 @@ class _Attention:
 
     @classmethod
     def of(cls, graph: _Graph, softmax: int) -> _Attention:
-        """Products and others from a softmax up to Q K^T; without products if there are none."""
+        """Find the nodes from a softmax up to Q K^T; `products` is empty if it is no attention."""
         reached = _upwards(graph, graph.before(softmax), _ELEMENTWISE | _MOVES)
         products = {n for n in reached if graph.op(n) in _PRODUCTS}
         above: set[int] = set()
@@ -325,7 +340,7 @@ class _Attention:
 
 
 def _scores_fit(graph: _Graph, attention: _Attention, measured: Measured) -> bool:
-    """Whether the products of an attention were measured, and suit FP16."""
+    """Return whether the loss of an attention was measured, and loss and ranges allow FP16."""
     loss = measured.losses.get(graph.nodes[attention.softmax].output[0])
     if loss is None or not loss <= LARGEST_LOSS:
         return False
@@ -352,18 +367,19 @@ def _reports(
 
 
 def attentions(ready: onnx.ModelProto) -> list[str]:
-    """Names of the softmaxes of a prepared FP32 graph's attentions, in order."""
+    """Return the names of the softmaxes of a prepared FP32 graph's attentions, in order."""
     return [report.name for report in _reports(_graph(ready), Measured(), {})]
 
 
 def with_losses(
     ready: onnx.ModelProto, measuring: onnx.ModelProto
 ) -> tuple[onnx.ModelProto, dict[str, str]]:
-    """Add to a copy of a prepared graph what scores in FP16 do to every attention's weights.
+    """Add outputs with the change of every attention's weights by FP16 scores to `measuring`.
 
-    Returns the graph, and {output: name of the softmax's output}. Behind every softmax its scores
-    are worked out again, with every tensor from Q and K on rounded to FP16; the output is the sum
-    of the absolute differences of a row's weights, mean over a head's rows, worst head.
+    ready: the prepared graph. measuring: its copy, which is changed and returned, together with
+    {name of the output: name of the softmax's output}. After every softmax its scores are computed
+    again, with every tensor from Q and K on rounded to FP16. The output is the sum of the absolute
+    differences of a row's weights, mean over a head's rows, worst head.
     """
     onnx = onnx_package()
     kind = onnx.TensorProto
@@ -404,8 +420,9 @@ def with_losses(
 def _again_in_fp16(
     graph: _Graph, attention: _Attention, softmax: int
 ) -> tuple[list[onnx.NodeProto], str]:
-    """Copies of the nodes from Q and K to a softmax, with every tensor between them rounded to
-    FP16, and the name of the weights that they give.
+    """Return copies of the nodes from Q and K to a softmax, and the name of their result.
+
+    Every tensor between them is rounded to FP16.
     """
     onnx = onnx_package()
     kind = onnx.TensorProto
@@ -438,9 +455,10 @@ def _again_in_fp16(
 
 
 def _row_loss(one: str, other: str, name: str, axes_as_input: bool) -> list[onnx.NodeProto]:
-    """The absolute difference of two tensors: summed over rows, mean of rows, the largest of those.
+    """Return nodes for the difference of two tensors: absolute sum of a row, mean, largest mean.
 
-    axes_as_input: `NAME.axes`, as from opset 18 on, instead of an attribute.
+    name: of the result. axes_as_input: the axes are the tensor `NAME.axes`, as from opset 18 on,
+    instead of an attribute.
     """
     make = onnx_package().helper.make_node
     difference, total, mean = (f"{name}.{step}" for step in ("difference", "sum", "mean"))
@@ -455,13 +473,16 @@ def _row_loss(one: str, other: str, name: str, axes_as_input: bool) -> list[onnx
 
 
 def _last_layers(graph: _Graph) -> set[int]:
-    """Nodes from every output up to the first convolution or matrix product on each path."""
+    """Return the nodes from the outputs back to the first product or normalisation on each path.
+
+    That node is included; products are convolutions and matrix products.
+    """
     ends = [graph.maker[name] for name in graph.outputs if name in graph.maker]
     others = {graph.op(n) for n in range(len(graph.nodes))} - _PRODUCTS
     return _upwards(graph, ends, others - _NORMALISE)
 
 
-# --- writing it ----------------------------------------------------------------------------------
+# --- writing the graph ---------------------------------------------------------------------------
 
 
 def to_fp16(
@@ -471,11 +492,12 @@ def to_fp16(
     keep: Collection[str] = (),
     delicate: Collection[int] = (),
 ) -> Fp16Model:
-    """Convert a prepared FP32 graph; input and outputs stay FP32 (``fp16_input``: FP16 input).
+    """Convert a prepared FP32 graph to FP16; inputs and outputs stay FP32.
 
-    Without ``measured`` only the graph decides, and the scores of attentions stay FP32. ``keep``:
-    more operators to leave in FP32; "attention": the scores of every attention. delicate: numbers
-    of nodes to leave so too. Raises ConvertError if the result is not valid, well typed ONNX.
+    Without ``measured`` only the graph decides, and the scores of attentions stay FP32.
+    ``fp16_input``: make the input FP16. ``keep``: more operators to keep in FP32; "attention" means
+    the scores of every attention. ``delicate``: numbers of more nodes to keep in FP32. Raises
+    ConvertError if the result is not valid, well-typed ONNX.
     """
     onnx = onnx_package()
     measured = measured or Measured()
@@ -527,12 +549,12 @@ def _graph(ready: onnx.ModelProto) -> _Graph:
 
 
 def _peak(values: npt.NDArray[np.float32]) -> float:
-    finite = np.abs(values[np.isfinite(values)])  # an infinity stays one in FP16
+    finite = np.abs(values[np.isfinite(values)])  # infinity is the same in FP16
     return float(finite.max()) if finite.size else 0.0
 
 
 class _Writer:
-    """Writes nodes with their tensors in the right type, and Casts where two types meet."""
+    """Writer of nodes with tensors of the right types, and of Casts between two types."""
 
     def __init__(
         self,
@@ -547,7 +569,8 @@ class _Writer:
         self.nodes: list[onnx.NodeProto] = []
         self.casts = self.fp16_values = self.flushed = 0
         self._made: dict[tuple[str, bool], str] = {}
-        self._used: dict[str, tuple[str, bool]] = {}  # weight as used -> its source, in FP16?
+        # Name of a weight as the nodes use it -> name of its source, and whether it is FP16
+        self._used: dict[str, tuple[str, bool]] = {}
 
     def put(self, number: int) -> None:
         """Append one node of the FP32 graph."""
@@ -560,14 +583,14 @@ class _Writer:
             if self._graph.is_float(name):
                 as_fp16 = fp16 and index not in fixed
                 if source.op_type in _ANY_FLOAT:
-                    as_fp16 = self._is_fp16(name)  # takes either: no Cast
+                    as_fp16 = self._is_fp16(name)  # takes any type, so no Cast is needed
                 node.input[index] = self._typed_name(name, as_fp16)
             elif name in self._graph.weights:
                 self._used[name] = (name, False)
         self.nodes.append(node)
 
     def _is_fp16(self, name: str) -> bool:
-        """Whether a tensor is FP16 where it is produced."""
+        """Return whether a tensor is FP16 as its node, or the graph's input, gives it."""
         if name in self._arrays:
             return False
         maker = self._graph.maker.get(name)
@@ -576,7 +599,7 @@ class _Writer:
         return maker not in self._reasons and self._graph.op(maker) not in _ANY_FLOAT
 
     def _typed_name(self, name: str, fp16: bool) -> str:
-        """The name of a tensor in a type; adds a Cast or a copied weight if necessary."""
+        """Return the name of a tensor in a type; add a Cast or a copy of a weight if necessary."""
         if name in self._arrays:
             typed = f"{name}.fp16" if fp16 else name
             self._used[typed] = (name, fp16)
@@ -596,7 +619,7 @@ class _Writer:
         return self._made[key]
 
     def initializers(self, weights: Mapping[str, onnx.TensorProto]) -> Iterator[onnx.TensorProto]:
-        """The weights that the nodes use, in the types in which they use them."""
+        """Yield the weights that the nodes use, in the types in which they use them."""
         for typed, (name, fp16) in self._used.items():
             if not fp16:
                 yield weights[name]

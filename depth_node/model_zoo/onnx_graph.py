@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ONNX graphs: fixed sizes, a type for every tensor, FP16 rounding that any machine can compute.
+"""Edits of ONNX graphs: fixed sizes, types of all tensors, FP16 rounding that any machine can run.
 
 Needs the onnx package; nothing here runs a network.
 """
@@ -18,15 +18,16 @@ from depth_node.sentences import one_line
 if TYPE_CHECKING:
     import onnx
 
-_LARGE_TENSOR = 1024  # values; larger ones are not shapes or axes, which inference must read
+# Number of values; larger tensors cannot be the shapes or axes that shape inference must read.
+_LARGE_TENSOR = 1024
 
 
 class ConvertError(EngineError):
-    """A model cannot be converted; one sentence with cause and cure."""
+    """A model cannot be converted; the message is one sentence with cause and cure."""
 
 
 def onnx_package() -> Any:
-    """The onnx package. Raises ConvertError with the cure if it is missing."""
+    """Import and return the onnx package. Raises ConvertError with the cure if it is missing."""
     try:
         import onnx
         import onnx.inliner
@@ -43,9 +44,11 @@ def onnx_package() -> Any:
 
 
 def prepared(model: onnx.ModelProto, inputs: Mapping[str, Sequence[int]]) -> onnx.ModelProto:
-    """A copy with fixed input shapes, constants as initializers, no functions and no metadata.
+    """Return a simplified copy: fixed input shapes, constants as initializers, no functions.
 
-    Raises ConvertError for control flow and for inputs that the graph does not have.
+    Casts and choices of weights are computed, additions of zeros and guards of softmaxes
+    (:func:`drop_softmax_guards`) are removed, and so are metadata. inputs: shapes by name. Raises
+    ConvertError for control flow, for inputs that `inputs` does not name and for invalid graphs.
     """
     onnx = onnx_package()
     ready = onnx.inliner.inline_local_functions(model)
@@ -57,7 +60,7 @@ def prepared(model: onnx.ModelProto, inputs: Mapping[str, Sequence[int]]) -> onn
                 " with fixed shapes and without control flow, then convert again"
             )
     weights = {item.name for item in graph.initializer}
-    # Old files list weights as inputs too.
+    # Files of old IR versions list weights as inputs too.
     images = [item for item in graph.input if item.name not in weights]
     del graph.input[:]
     graph.input.extend(images)
@@ -80,11 +83,11 @@ def prepared(model: onnx.ModelProto, inputs: Mapping[str, Sequence[int]]) -> onn
         if hasattr(item, "metadata_props"):
             del item.metadata_props[:]
     del graph.value_info[:]
-    for output in graph.output:  # inferred again for the fixed input
+    for output in graph.output:  # the shapes are inferred again for the fixed inputs
         output.type.tensor_type.ClearField("shape")
     bare = inferred(ready)
     for output, typed in zip(graph.output, bare.graph.output, strict=True):
-        output.CopyFrom(typed)  # a file without the shapes of its outputs is not valid ONNX
+        output.CopyFrom(typed)  # ONNX requires the shapes of the outputs
     _drop_empty_masks(graph, tensor_shapes(bare))
     return ready
 
@@ -114,7 +117,7 @@ def _constants_to_initializers(graph: onnx.GraphProto) -> None:
 
 
 def _fold_casts(graph: onnx.GraphProto) -> None:
-    """Apply Casts and Identities of weights, which may be stored as FP16 or shared."""
+    """Compute Casts and remove Identities of weights, which exporters write for FP16 or sharing."""
     onnx = onnx_package()
     stored = {item.name: item for item in graph.initializer}
     outputs = {item.name for item in graph.output}
@@ -142,7 +145,7 @@ def _fold_casts(graph: onnx.GraphProto) -> None:
 
 
 def _fold_choices(graph: onnx.GraphProto) -> None:
-    """Work out every Where of weights alone, such as an attention's mask that hides nothing."""
+    """Compute every Where that has only weights as inputs, such as a constant attention mask."""
     onnx = onnx_package()
     stored = {item.name: item for item in graph.initializer}
     outputs = {item.name for item in graph.output}
@@ -161,7 +164,7 @@ def _fold_choices(graph: onnx.GraphProto) -> None:
 
 
 def _drop_unused(graph: onnx.GraphProto) -> None:
-    """Remove weights that no node uses."""
+    """Remove weights that neither a node nor an output uses."""
     used = {name for node in graph.node for name in node.input}
     used |= {item.name for item in graph.output}
     initializers = [item for item in graph.initializer if item.name in used]
@@ -170,7 +173,7 @@ def _drop_unused(graph: onnx.GraphProto) -> None:
 
 
 def _replace(graph: onnx.GraphProto, same: Mapping[str, str]) -> None:
-    """Remove the nodes that make the keys; whoever takes a key takes its value instead."""
+    """Remove the nodes that produce the keys of `same`; consumers get the values instead."""
     rest = []
     for node in graph.node:
         if node.output and node.output[0] in same:
@@ -186,7 +189,7 @@ def _replace(graph: onnx.GraphProto, same: Mapping[str, str]) -> None:
 
 
 def _drop_empty_masks(graph: onnx.GraphProto, shapes: Mapping[str, Sequence[int]]) -> None:
-    """Remove additions of zeros: an N x N mask that hides nothing is read for every image."""
+    """Remove additions of large zero tensors: an N x N mask without effect costs memory traffic."""
     onnx = onnx_package()
     outputs = {item.name for item in graph.output}
     zeros = {
@@ -216,11 +219,11 @@ _BETWEEN_SCORES = {
 
 
 def drop_softmax_guards(model: onnx.ModelProto) -> int:
-    """Remove IsNaN -> Where(0) behind every Softmax whose rows are not all masked; how many.
+    """Remove IsNaN -> Where(0) after Softmax nodes, and return how many were removed.
 
-    torch's exporter writes it behind every attention. It replaces the NaN of a row of which a mask
-    hides everything, keeps TensorRT from fusing the attention, and would hide an overflow. It stays
-    where a mask of minus infinity may hide a whole row.
+    torch's exporter writes this guard after every attention. It replaces the NaN of a row that a
+    mask hides completely, but it keeps TensorRT from fusing the attention and would hide an
+    overflow. It stays where a mask of minus infinity may hide a whole row.
     """
     onnx = onnx_package()
     graph = model.graph
@@ -239,7 +242,7 @@ def drop_softmax_guards(model: onnx.ModelProto) -> int:
         return None
 
     def may_hide_a_row(name: str) -> bool:
-        """Whether minus infinity may fill a row of the scores, as far as the graph tells."""
+        """Return whether constants upstream can fill a whole row of the scores with -infinity."""
         rest, seen = [name], set()
         while rest:
             name = rest.pop()
@@ -295,7 +298,7 @@ def drop_softmax_guards(model: onnx.ModelProto) -> int:
 
 
 def skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The graph with its large weights as inputs: small enough to infer types and to check."""
+    """Return the graph with its large weights as inputs: small enough for inference and checks."""
     onnx = onnx_package()
     bare = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
     bare.producer_name = model.producer_name
@@ -315,7 +318,7 @@ def skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def inferred(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The skeleton with the type and shape of every tensor. Raises ConvertError if invalid."""
+    """Return the skeleton with inferred types and shapes. Raises ConvertError if it is invalid."""
     onnx = onnx_package()
     try:
         bare = onnx.shape_inference.infer_shapes(
@@ -331,7 +334,7 @@ def inferred(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def tensor_types(bare: onnx.ModelProto) -> dict[str, int]:
-    """Element type of every tensor of an inferred graph that has one."""
+    """Return the element type of every tensor of an inferred graph that has one."""
     types = {item.name: item.data_type for item in bare.graph.initializer}
     for group in (bare.graph.input, bare.graph.value_info, bare.graph.output):
         for item in group:
@@ -341,7 +344,7 @@ def tensor_types(bare: onnx.ModelProto) -> dict[str, int]:
 
 
 def tensor_shapes(bare: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
-    """Shape of every tensor of an inferred graph of which every size is known."""
+    """Return the shape of every tensor of an inferred graph whose sizes are all known."""
     shapes = {item.name: tuple(item.dims) for item in bare.graph.initializer}
     for group in (bare.graph.input, bare.graph.value_info, bare.graph.output):
         for item in group:
@@ -354,7 +357,10 @@ def tensor_shapes(bare: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
 
 
 def tensor_ranks(bare: onnx.ModelProto) -> dict[str, int]:
-    """Number of dimensions of every tensor of an inferred graph, also of those of open sizes."""
+    """Return the number of dimensions of every tensor of an inferred graph, also with open sizes.
+
+    Initializers are not included.
+    """
     return {
         item.name: len(item.type.tensor_type.shape.dim)
         for group in (bare.graph.input, bare.graph.value_info, bare.graph.output)
@@ -364,9 +370,9 @@ def tensor_ranks(bare: onnx.ModelProto) -> dict[str, int]:
 
 
 def mixed_types(model: onnx.ModelProto) -> list[str]:
-    """Describe nodes with different types where their operator requires one type.
+    """Describe all nodes with different types where their operator requires a single type.
 
-    A strongly typed TensorRT refuses such graphs. Empty for a well typed graph.
+    A strongly typed TensorRT network refuses such graphs. Empty for a well-typed graph.
     """
     onnx = onnx_package()
     types = tensor_types(inferred(model))
@@ -397,7 +403,7 @@ def mixed_types(model: onnx.ModelProto) -> list[str]:
 
 
 def head(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A model's opsets, inputs and outputs, without nodes and weights."""
+    """Return a model with the same opsets, inputs and outputs, but without nodes and weights."""
     onnx = onnx_package()
     empty = onnx.ModelProto(ir_version=max(model.ir_version, 4), opset_import=model.opset_import)
     empty.graph.name = model.graph.name or "graph"
@@ -406,16 +412,16 @@ def head(model: onnx.ModelProto) -> onnx.ModelProto:
     return empty
 
 
-# --- graphs that measure -------------------------------------------------------------------------
+# --- graphs for measurements ---------------------------------------------------------------------
 
 
 def rounded(model: onnx.ModelProto) -> onnx.ModelProto:
-    """An FP32 graph that computes the same as an FP16 graph: it rounds every FP16 tensor.
+    """Return an FP32 graph that computes what an FP16 graph does: it rounds every FP16 tensor.
 
     ONNX Runtime on the CPU runs FP16 operators in FP32 without rounding between them, which hides
-    overflow (1.31: a layer normalisation of squares beyond 65504 is right). This graph rounds after
-    every operator, with sums inside an operator in FP32, as on tensor cores; values beyond FP16's
-    range become infinite.
+    overflows (in 1.31 a layer normalisation with squares above 65504 gives the right result). This
+    graph rounds after every operator; sums inside an operator are in FP32, as on tensor cores, and
+    values beyond FP16's range become infinite.
     """
     onnx = onnx_package()
     kind = onnx.TensorProto
@@ -470,10 +476,11 @@ def _retype(node: onnx.NodeProto, to: int | None) -> None:
 
 
 def with_ranges(ready: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, str]]:
-    """The graph with the largest and smallest value of every FP32 tensor; output -> tensor.
+    """Add outputs with the largest and smallest value of every FP32 tensor that a node produces.
 
-    Each is worked out right behind the tensor and without a copy of it: otherwise a runtime keeps
-    every tensor of the network until the end.
+    Returns the new graph, and {name of the output: name of the tensor}. Each value is computed
+    directly after its tensor, without a copy: otherwise a runtime would keep every tensor until the
+    end of the run.
     """
     onnx = onnx_package()
     types = tensor_types(inferred(ready))
@@ -500,9 +507,9 @@ def with_ranges(ready: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, str]
 
 
 def live_bytes(model: onnx.ModelProto) -> int:
-    """Bytes of the tensors that a run has to hold at once, at the worst node, without weights.
+    """Return the largest number of bytes of tensors that a run must hold at once, without weights.
 
-    Tensors of unknown size count nothing.
+    Tensors of unknown size are not counted.
     """
     bare = inferred(model)
     shapes, types = tensor_shapes(bare), tensor_types(bare)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The registry of networks known by name, and the model file of a name.
+"""The registry of networks that are known by name, and the model file of each name.
 
-models/registry.yaml lists them. This module downloads nothing (fetch.py does, by command): opening
-a network only checks whether its file exists.
+models/registry.yaml lists the networks. This module downloads nothing (fetch.py does, by explicit
+command): opening a network only checks whether its file exists.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ _NAME = r"[A-Za-z0-9][A-Za-z0-9._+-]*"
 
 
 class FetchError(EngineError):
-    """A network cannot be fetched or its file is wrong; one sentence with cause and cure."""
+    """A network cannot be fetched or its file is wrong; the message gives cause and cure."""
 
 
 @dataclass(frozen=True)
 class RegistryEntry:
-    """A network of the registry; the keys are explained at the head of registry.yaml.
+    """A network of the registry; the head of registry.yaml explains the keys.
 
-    ``files`` maps paths in the repository to hexadecimal SHA-256, "" if unknown; the first is the
-    network itself. ``size`` is (height, width) in pixels, ``parameters`` millions. Raises
-    EngineError or ValueError for values that cannot be used.
+    ``files`` maps paths in the repository to hexadecimal SHA-256, "" if unknown; the first file is
+    the network itself. ``size`` is (height, width) in pixels, ``parameters`` the number of
+    parameters in millions. Raises EngineError or ValueError for values that cannot be used.
     """
 
     name: str
@@ -126,7 +126,7 @@ class RegistryEntry:
                 " and only it, needs one"
             )
         object.__setattr__(self, "size", tuple(self.size))
-        # A wrong value is found now, not after the download.
+        # Only to check the values now, not after the download.
         InputSpec(*self.size, **self.input)
         _ = self.export_command
 
@@ -142,12 +142,12 @@ class RegistryEntry:
 
     @property
     def onnx(self) -> Path:
-        """The ONNX file: fetched, or to be exported from the weights."""
+        """Path of the ONNX file, which is fetched or must be exported from the weights."""
         return self.folder / (self.main if self.format == "onnx" else f"{self.name}.onnx")
 
     @property
     def export_command(self) -> str:
-        """Command that exports the weights to the ONNX file; "" if the package has none."""
+        """Command that exports the weights to the ONNX file; "" if this package cannot do it."""
         words = {
             "folder": self.folder, "onnx": self.onnx, "name": self.name, "licence": self.licence
         }  # fmt: skip
@@ -155,7 +155,7 @@ class RegistryEntry:
 
     @property
     def manifest_command(self) -> str:
-        """Command that writes the manifest of an ONNX file exported by the makers' package."""
+        """Command that writes the manifest of an ONNX file exported with the authors' package."""
         words = ["models manifest", shlex.quote(str(self.onnx)), "--meaning", self.meaning]
         if self.output_name:
             words += ["--output-name", shlex.quote(self.output_name)]
@@ -175,14 +175,14 @@ class RegistryEntry:
 
 
 def registry() -> dict[str, RegistryEntry]:
-    """All networks of the registry by name. Raises EngineError if the file is damaged."""
+    """Return all networks of the registry by name. Raises EngineError if the file is damaged."""
     try:
         text = read_text(REGISTRY, MAX_YAML_BYTES, "the registry")
         values = parse_yaml(text)
         return {name: RegistryEntry(name=name, **fields) for name, fields in values.items()}
     except EngineError as error:
         raise EngineError(one_line(error, 600)) from error
-    except Exception as error:  # ConfigError, and whatever a foreign value makes of the calls above
+    except Exception as error:  # ConfigError, and any exception that an unexpected value causes
         raise EngineError(
             f"the registry of networks {REGISTRY} cannot be read ({one_line(error, 400)}):"
             " install the package again"
@@ -190,7 +190,7 @@ def registry() -> dict[str, RegistryEntry]:
 
 
 def find(name: str) -> RegistryEntry:
-    """A network by its name. Raises FetchError, which names the nearest name, if there is none."""
+    """Return a network by its name. Raises FetchError, with the most similar name, if unknown."""
     known = registry()
     if name not in known:
         guess = nearest(name, known)
@@ -202,14 +202,17 @@ def find(name: str) -> RegistryEntry:
 
 
 def models_folder() -> Path:
-    """Folder of fetched networks: ``$XDG_DATA_HOME/depth_node/models``."""
+    """Return the folder of fetched networks: ``$XDG_DATA_HOME/depth_node/models``.
+
+    Without an absolute XDG_DATA_HOME its default, ~/.local/share, is used.
+    """
     home = os.environ.get("XDG_DATA_HOME", "")
     base = Path(home) if os.path.isabs(home) else Path.home() / ".local" / "share"
     return base / "depth_node" / "models"
 
 
 def resolve(name: str) -> Path | None:
-    """The ONNX file of a registered name; None if the name is not registered.
+    """Return the ONNX file of a registered name; None if the name is not registered.
 
     ``name.fp16`` is the copy made by `depth_tools models convert`. Raises EngineError with the
     command to run if the file does not exist yet.
@@ -235,7 +238,7 @@ def resolve(name: str) -> Path | None:
 
 
 def _named(name: str) -> RegistryEntry | None:
-    """The entry of ``name`` or ``name.variant``."""
+    """Return the entry of ``name`` or ``name.variant``; None for paths and unknown names."""
     if os.sep in name or name.endswith(".onnx"):
         return None
     known = registry()
@@ -246,10 +249,11 @@ def _named(name: str) -> RegistryEntry | None:
 
 
 def locate(model: str | Path, manifest: str | Path | None = None) -> tuple[Path, Manifest]:
-    """The file of a model and its verified manifest.
+    """Return the file of a model and its verified manifest.
 
-    ``model`` is a path, one of PACKAGED, or the name of a fetched network. Raises EngineError if a
-    file or manifest is missing or they do not belong together.
+    ``model`` is a path, one of PACKAGED, or the name of a fetched network. ``manifest`` is a path;
+    None: the manifest beside the model. Raises EngineError if a file or manifest is missing or they
+    do not belong together.
     """
     if str(model) in PACKAGED:
         path = _MODELS / f"{model}.onnx"
