@@ -23,15 +23,16 @@ _MODEL_ALIASES = {
 }
 _COEFFICIENTS = {"pinhole": (0,), "plumb_bob": (4, 5, 8, 12, 14), "equidistant": (4,)}
 
-# Focal lengths that there are, in sides of the image: fisheyes (.16 shows a whole turn) and
-# telescopes. A K that was divided by an image's size is below (2 / 320).
+# Range of focal lengths of real lenses, relative to the larger side of the image: from fisheyes
+# (0.16 shows 360 degrees) to telescopes. A K that was divided by the image's size by mistake is
+# below the range (2 / 320).
 _FOCAL_SIDES = (7e-3, 1e5)
-_CENTRE_SIDES = 1e3  # a region of a larger image may lie off its lens's axis, but not that far
-_RAY_TOLERANCE_PX = 0.05  # a ray is given where the model maps it back to its pixel this closely
+_CENTRE_SIDES = 1e3  # a crop of a larger image may lie off the lens's axis, but not this far
+_RAY_TOLERANCE_PX = 0.05  # a pixel has a ray only if the model maps the ray back this close to it
 
 
 def model_name(model: str) -> str:
-    """The one of CAMERA_MODELS that a distortion model of ROS is; one that is none stays."""
+    """Return the name in CAMERA_MODELS of a ROS distortion model; an unknown name is returned."""
     return _MODEL_ALIASES.get(model, model)
 
 
@@ -123,11 +124,12 @@ class Camera:
         width: int = 0,
         height: int = 0,
     ) -> Camera:
-        """Camera from K, (3, 3) or nine values row by row, D and a distortion model of ROS or ours.
+        """Create a camera from K, D and the name of a distortion model (of ROS or this package).
 
-        A polynomial model whose coefficients are all zero is a pinhole (a rectified image); an
-        equidistant model is not, because it distorts with zero coefficients too. Raises ValueError
-        for a calibration that cannot be used.
+        matrix: K, (3, 3) or nine values row by row. A polynomial model whose coefficients are all
+        zero becomes a pinhole (a rectified image); an equidistant model does not, because it
+        distorts with zero coefficients too. Raises ValueError for a calibration that cannot be
+        used.
         """
         k = np.asarray(matrix, dtype=np.float64)
         if k.size != 9:
@@ -162,7 +164,7 @@ class Camera:
         return np.array([[self.fx, 0.0, self.cx], [0.0, self.fy, self.cy], [0.0, 0.0, 1.0]])
 
     def resized(self, width: int, height: int) -> Camera:
-        """The camera of the same image scaled to another size (pixel centres at integers)."""
+        """Return the camera of the image scaled to another size (pixel centres at integers)."""
         sx, sy = width / self.width, height / self.height
         return Camera(
             width,
@@ -176,7 +178,7 @@ class Camera:
         )
 
     def project(self, points: FloatArray) -> npt.NDArray[np.float64]:
-        """(N, 3) points in the camera frame, metres -> (N, 2) float64 pixel coordinates (u, v).
+        """Project points (N, 3), metres in the camera frame, to (N, 2) float64 pixels (u, v).
 
         NaN for points with z <= 0 and for those beyond the range in which the distortion model is
         monotonic: there the polynomial folds the world back into the image. The image's border
@@ -196,7 +198,7 @@ class Camera:
         return pixels
 
     def rays(self) -> npt.NDArray[np.float32]:
-        """(height, width, 3) float32 directions with z = 1 through the pixel centres, read-only.
+        """Return (height, width, 3) float32 rays with z = 1 through the pixel centres, read-only.
 
         NaN where the distortion model has no inverse (corners of some fisheye images). Computed
         once per camera.
@@ -204,7 +206,9 @@ class Camera:
         return _rays(self)
 
     def backproject(self, depth: FloatArray) -> npt.NDArray[np.float32]:
-        """(H, W) depth in metres -> (H, W, 3) float32 points in the camera frame, NaN unknown.
+        """Turn a depth map (H, W), metres, into (H, W, 3) float32 points; NaN = unknown.
+
+        The points are in the camera frame, metres.
 
         Raises ValueError if the depth does not have the size of the camera.
         """
@@ -245,7 +249,10 @@ def _rays(camera: Camera) -> npt.NDArray[np.float32]:
 def _undistorted(
     camera: Camera, x_d: npt.NDArray[np.float64], y_d: npt.NDArray[np.float64]
 ) -> Plane:
-    """The directions whose image is their pixel, as float32 will hold them; NaN for the others."""
+    """Return the rays of distorted coordinates; NaN where the model does not map them back.
+
+    The test is made with the rays rounded to float32, as rays() stores them.
+    """
     lens = lens_of(camera.model, camera.distortion)
     x, y = lens.undistort(x_d, y_d)
     u, v = lens.distort(*(values.astype(np.float32).astype(float) for values in (x, y)))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Distortion of lenses: from the ideal image plane (x/z, y/z) to the distorted one, and back."""
+"""Lens distortion: maps between the ideal image plane (x/z, y/z) and the distorted one."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ import numpy.typing as npt
 
 # A rational model that was fitted to measurements may have a pole within the image, where
 # numerator and denominator nearly cancel. Calibrations of real OAK-D cameras have one: the model
-# is smooth but for a thin ring. A pole that displaces no more than this, in units of tan(angle), is
-# such an artefact of the fit; a stronger one ends the range of the model.
+# is smooth except in a thin ring. A pole that displaces points by no more than this, in units of
+# tan(angle), is treated as such an artefact of the fit; a stronger one ends the model's range.
 _POLE_DISPLACEMENT = 0.03
-_LARGEST_RADIUS = 20.0  # tan(87 degrees): nothing further out is seen by a camera with a plane
+_LARGEST_RADIUS = 20.0  # tan(87 degrees): a camera with a planar image sees nothing further out
 
 Plane = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
 Rational = tuple[tuple[float, ...], tuple[float, ...]]  # coefficients, numerator and denominator
 
 
 class Distortion(Protocol):
-    """A lens's map of the image plane, at coordinates (N,) and (N,) in focal lengths."""
+    """The distortion map of a lens; coordinates are two arrays (N,) in focal lengths."""
 
     def distort(self, x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> Plane:
-        """Ideal plane (x/z, y/z) -> distorted plane; NaN beyond the monotonic range."""
+        """Map the ideal plane (x/z, y/z) to the distorted one; NaN beyond the monotonic range."""
 
     def undistort(self, x_d: npt.NDArray[np.float64], y_d: npt.NDArray[np.float64]) -> Plane:
-        """Distorted plane -> ideal plane; NaN where no point arrives there within that range."""
+        """Map the distorted plane to the ideal one; NaN where no point of that range maps to."""
 
 
 @functools.lru_cache(maxsize=64)
 def lens_of(model: str, coefficients: tuple[float, ...]) -> Distortion:
-    """The map of a model with distortion, "plumb_bob" or "equidistant" (see Camera)."""
+    """Return the distortion of a model, "plumb_bob" or "equidistant" (see Camera)."""
     return KannalaBrandt(coefficients) if model == "equidistant" else _brown_conrady(coefficients)
 
 
@@ -44,23 +44,24 @@ def lens_of(model: str, coefficients: tuple[float, ...]) -> Distortion:
 
 @dataclass(frozen=True)
 class KannalaBrandt:
-    """theta_d = theta (1 + k1 theta^2 + k2 theta^4 + k3 theta^6 + k4 theta^8) of the angle theta.
+    """The Kannala-Brandt model (equidistant, OpenCV's fisheye).
 
-    k: (k1, k2, k3, k4). Methods take and give arrays (N,).
+    theta_d = theta (1 + k1 theta^2 + k2 theta^4 + k3 theta^6 + k4 theta^8), with theta the angle
+    between a ray and the optical axis. k: (k1, k2, k3, k4). Methods take and return arrays (N,).
     """
 
     k: tuple[float, ...]
 
     @functools.cached_property
     def range(self) -> float:
-        """Largest angle before the model folds back: the first zero of its derivative."""
+        """The largest angle, rad, before the model folds back: the first zero of its derivative."""
         k = np.polynomial.Polynomial([1.0, *self.k])
         # d/dtheta of theta k(theta^2) = k(s) + 2 s k'(s)
         turning = k + 2 * np.polynomial.Polynomial([0.0, 1.0]) * k.deriv()
         return min([np.pi / 2, *(float(np.sqrt(root)) for root in _positive_roots(turning))])
 
     def radius(self, theta: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """theta_d of angles from the axis."""
+        """Return theta_d of the angles theta (N,), rad."""
         return theta * _horner((1.0, *self.k), theta * theta)
 
     def distort(self, x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> Plane:
@@ -95,12 +96,12 @@ class KannalaBrandt:
 
 @dataclass(frozen=True)
 class BrownConrady:
-    """A plumb_bob model taken apart, and the range in which it can be inverted.
+    """The parts of a plumb_bob model, and the range in which it can be inverted.
 
     radial: numerator and denominator in powers of r^2. smooth: the same without the poles that
     nearly cancel. tangential: p1, p2. prism: s1 to s4. tilt: (3, 3) homography of the tilted
-    sensor, or None. radius: where the smooth radial part stops to grow. limits: at evenly spaced
-    polar angles the radius at which the map of the plane folds.
+    sensor, or None. radius: where the smooth radial part stops growing. limits: (K,) radii at which
+    the map folds back, at evenly spaced polar angles.
     """
 
     radial: Rational
@@ -113,16 +114,16 @@ class BrownConrady:
 
     @property
     def has_artefact(self) -> bool:
-        """Whether poles were taken out of the smooth model."""
+        """Whether poles were removed from the smooth model."""
         return self.smooth != self.radial
 
     def distort(self, x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> Plane:
         """See Distortion."""
-        # A NaN in x is one in both results.
+        # A NaN in x makes both results NaN.
         return self.formula(np.where(self.within(x, y), x, np.nan), y)
 
     def formula(self, x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> Plane:
-        """The model's formula, wherever it leads."""
+        """Evaluate the model's formula without any check of its range."""
         x, y = self.bend(x, y, self.radial)
         return (x, y) if self.tilt is None else _turned(self.tilt, x, y)
 
@@ -132,7 +133,7 @@ class BrownConrady:
         y: npt.NDArray[np.float64],
         radial: Rational,
     ) -> Plane:
-        """Everything but the tilt, with one or the other radial part."""
+        """Apply everything except the tilt, with the given radial part (real or smooth)."""
         (p1, p2), (s1, s2, s3, s4) = self.tangential, self.prism
         s = x * x + y * y
         factor = _horner(radial[0], s)
@@ -152,7 +153,7 @@ class BrownConrady:
         y: npt.NDArray[np.float64],
         radial: Rational,
     ) -> tuple[npt.NDArray[np.float64], ...]:
-        """du/dx, du/dy, dv/dx, dv/dy of bend()."""
+        """Return the derivatives du/dx, du/dy, dv/dx, dv/dy of bend()."""
         (p1, p2), (s1, s2, s3, s4) = self.tangential, self.prism
         s = x * x + y * y
         up, d_up = _horner(radial[0], s), _horner(_slope(radial[0]), s)
@@ -173,13 +174,13 @@ class BrownConrady:
     def displacement(
         self, x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]
     ) -> npt.NDArray[np.float64]:
-        """How far the poles that nearly cancel move a direction."""
+        """Return how far the poles that nearly cancel move each point, in focal lengths."""
         s = x * x + y * y
         moved: npt.NDArray[np.float64] = np.sqrt(s) * np.abs(self.artefact(s))
         return moved
 
     def artefact(self, s: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """What the poles that nearly cancel add to the radial factor at r^2 = s, (N,) each."""
+        """Return what the poles that nearly cancel add to the radial factor at r^2 = s (N,)."""
         real, smooth = (
             _horner(up, s) / _horner(down, s) for up, down in (self.radial, self.smooth)
         )
@@ -188,7 +189,7 @@ class BrownConrady:
     def within(
         self, x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]
     ) -> npt.NDArray[np.bool_]:
-        """Where the model neither folds back nor is thrown off by a pole."""
+        """Return where the model neither folds back nor is displaced too far by a pole."""
         s = x * x + y * y
         least, largest = float(self.limits.min()), float(self.limits.max())
         inside: npt.NDArray[np.bool_] = s <= least * least
@@ -218,9 +219,10 @@ class BrownConrady:
         x, y, missed = _newton(self, u * ratio, v * ratio, u, v, self.smooth)
         missed |= ~self.within(x, y)
         if missed.any() and any((*self.tangential, *self.prism)):
-            # Strong tangential terms lead Newton's method astray, where there is an inverse at all.
+            # With strong tangential terms Newton's method may miss an inverse that exists.
             failed = np.flatnonzero(missed)
-            for chosen in (failed[:: max(1, len(failed) // 32)], failed):  # a sample, then all
+            # First a sample: if none of it has an inverse, the others are not tried.
+            for chosen in (failed[:: max(1, len(failed) // 32)], failed):
                 x[chosen], y[chosen] = _follow(self, u[chosen], v[chosen])
                 if not self.within(x[chosen], y[chosen]).any():
                     break
@@ -228,7 +230,7 @@ class BrownConrady:
 
     @functools.cached_property
     def _radial_table(self) -> Plane:
-        """Radii of the ideal plane and where the smooth radial part takes them, both growing."""
+        """Radii in the ideal plane and the same radii after the smooth radial part, both sorted."""
         grid = np.asarray(np.linspace(0.0, min(self.radius, _LARGEST_RADIUS), 8193), np.float64)
         up, down = self.smooth
         with np.errstate(all="ignore"):
@@ -255,8 +257,8 @@ def _brown_conrady(coefficients: tuple[float, ...]) -> BrownConrady:
     )  # fmt: skip
     if not any((*lens.tangential, *lens.prism)):
         return lens
-    # With tangential and prism terms the fold is no circle: the first radius, at each of so many
-    # polar angles, at which the determinant of the Jacobian is no longer positive.
+    # With tangential and prism terms the fold is not a circle: for each of 360 polar angles, find
+    # the first radius at which the determinant of the Jacobian is no longer positive.
     poles = [float(np.sqrt(root)) for root in _positive_roots(den)]
     largest = min([_LARGEST_RADIUS, *(pole * (1 - 1e-9) for pole in poles)])
     angle = np.arange(360) * (2 * np.pi / 360)
@@ -278,11 +280,11 @@ def _brown_conrady(coefficients: tuple[float, ...]) -> BrownConrady:
 
 
 def _without_poles(up: tuple[float, ...], down: tuple[float, ...]) -> Rational:
-    """Numerator and denominator without the poles at which they nearly cancel.
+    """Return numerator and denominator without the poles at which they nearly cancel.
 
-    Of up/down = smooth + c/(s - pole) what is left is (up - c q)/down with down = (s - pole) q,
-    whose numerator has the pole as an exact root. Near the pole the radius r moves by
-    c r/(s - pole) = c/2/(r - r_pole), at the nearest solution by sqrt(|c|/2).
+    With down = (s - pole) q and up/down = smooth + c/(s - pole), the remaining model is
+    (up - c q)/down, whose numerator has the pole as an exact root. Near the pole the radius r is
+    displaced by c r/(s - pole) = c/2/(r - r_pole), at the nearest solution by sqrt(|c|/2).
     """
     polynomial = np.polynomial.Polynomial
     num, den = polynomial(np.asarray(up, complex)), polynomial(np.asarray(down, complex))
@@ -310,7 +312,7 @@ def _without_poles(up: tuple[float, ...], down: tuple[float, ...]) -> Rational:
 def _turned(
     t: npt.NDArray[np.float64], x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]
 ) -> Plane:
-    """A homography (3, 3) of the plane; NaN for what is behind the tilted sensor."""
+    """Apply a homography (3, 3) to the plane; NaN for points behind the tilted sensor."""
     w = t[2, 0] * x + t[2, 1] * y + t[2, 2]
     w[w <= 0] = np.nan
     return (
@@ -320,7 +322,7 @@ def _turned(
 
 
 def _tilt(tx: float, ty: float) -> npt.NDArray[np.float64]:
-    """The homography of a sensor that is tilted about its axes, as OpenCV defines it."""
+    """Return the homography (3, 3) of a sensor tilted about its axes, as OpenCV defines it."""
     about_x = np.array([[1, 0, 0], [0, np.cos(tx), np.sin(tx)], [0, -np.sin(tx), np.cos(tx)]])
     about_y = np.array([[np.cos(ty), 0, -np.sin(ty)], [0, 1, 0], [np.sin(ty), 0, np.cos(ty)]])
     turn = about_y @ about_x
@@ -339,7 +341,10 @@ def _newton(
     reach: float = np.inf,
     iterations: int = 8,
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
-    """x, y whose bend() is u, v, and where that was missed; steps of at most `reach`."""
+    """Return x, y with bend(x, y) = u, v, and a mask of the points that did not converge.
+
+    reach: the largest step.
+    """
     for _ in range(iterations):
         fx, fy = lens.bend(x, y, radial)
         ex, ey = fx - u, fy - v
@@ -357,7 +362,7 @@ def _newton(
 
 
 def _follow(lens: BrownConrady, u: npt.NDArray[np.float64], v: npt.NDArray[np.float64]) -> Plane:
-    """Newton's method from the axis outwards in small steps; NaN where it gets lost."""
+    """Follow the solution from the axis outwards with Newton's method; NaN where it is lost."""
     x, y = np.zeros_like(u), np.zeros_like(v)
     for share in np.linspace(0.0, 1.0, 33)[1:]:
         x, y, missed = _newton(lens, x, y, share * u, share * v, lens.smooth, iterations=4)
@@ -372,16 +377,16 @@ def _around_poles(
     u: npt.NDArray[np.float64],
     v: npt.NDArray[np.float64],
 ) -> Plane:
-    """From the smooth model's solution to the nearest one of the model itself."""
+    """Move from the smooth model's solution to the nearest solution of the model itself."""
     moved = np.flatnonzero(lens.displacement(x, y) > 1e-7)
     if not len(moved):
         return x, y
     xs, ys, us, vs = x[moved], y[moved], u[moved], v[moved]
     xn, yn, missed = _newton(lens, xs, ys, us, vs, lens.radial, _POLE_DISPLACEMENT / 4)
-    # A solution on the other side of the pole is another one.
+    # A solution on the other side of the pole belongs to another point.
     sides = [np.sign(lens.artefact(one * one + two * two)) for one, two in ((xs, ys), (xn, yn))]
     missed |= (np.hypot(xn - xs, yn - ys) > 2 * _POLE_DISPLACEMENT) | (sides[0] != sides[1])
-    # Within the ring: of many directions along the radius the nearest one that fits.
+    # Within the ring around the pole: try many radii and take the one that fits best.
     ring = np.flatnonzero(missed & np.isfinite(xs))
     if len(ring):
         steps = np.geomspace(1e-6, _POLE_DISPLACEMENT, 160)
@@ -410,7 +415,7 @@ def _around_poles(
 
 
 def _horner(coefficients: Sequence[float], s: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """c[0] + c[1] s + c[2] s^2 + ..."""
+    """Evaluate c[0] + c[1] s + c[2] s^2 + ... by Horner's scheme."""
     value = np.full_like(s, coefficients[-1])
     for coefficient in reversed(coefficients[:-1]):
         value *= s
@@ -419,7 +424,7 @@ def _horner(coefficients: Sequence[float], s: npt.NDArray[np.float64]) -> npt.ND
 
 
 def _slope(coefficients: Sequence[float]) -> tuple[float, ...]:
-    """The coefficients of a polynomial's derivative."""
+    """Return the coefficients of a polynomial's derivative."""
     return tuple(k * c for k, c in enumerate(coefficients))[1:] or (0.0,)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sensors of one number: how far the nearest surface in a cone is, but not where in the cone."""
+"""Range sensors (sonar, infrared): the distance of the nearest surface somewhere in a cone."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ Transform = npt.NDArray[np.float64]
 
 _CAP_POINTS = 128
 _GOLDEN_ANGLE = math.pi * (3 - math.sqrt(5))
-_NEAREST = 0.97  # quantile of nearness over the cap: a surface, and not the error of a single pixel
-_LEAST_KNOWN = 0.5  # share of the cap of which the network says how near it is
+_NEAREST = 0.97  # quantile of nearness over the cap: robust against the error of a single pixel
+_LEAST_KNOWN = 0.5  # least fraction of the cap for which the network knows the nearness
 
 
 @dataclass(frozen=True)
 class Echo:
-    """A surface on a cap about a sensor, and none of what is in front of the cap.
+    """A measured distance: a surface lies somewhere on a spherical cap, and none in front of it.
 
-    points: (N, 3) metres in the camera's optical frame, spread over the cap evenly; the surface is
+    points: (N, 3) metres in the camera's optical frame, spread evenly over the cap; the surface is
     at one of them at least. noise_m: declared standard deviation of the distance. age_s: seconds
     between the measurement and the image.
     """
@@ -37,23 +37,24 @@ class Echo:
 
     @classmethod
     def of(cls, cap: FloatArray, T_camera_sensor: Transform, share: float, age_s: float) -> Echo:
-        """From a cap (N, 3) about its sensor, and where that sits (4, 4).
+        """Create an echo from a cap (N, 3), metres in the sensor's frame, and a pose (4, 4).
 
-        share: of the distance, the declared standard deviation.
+        share: the declared standard deviation as a fraction of the distance.
         """
         noise_m = share * float(np.linalg.norm(cap[0])) if len(cap) else 0.0
         return cls(transform(T_camera_sensor, cap), noise_m, age_s)
 
 
 def echo_cap(range_m: float | None, field_of_view_rad: float) -> npt.NDArray[np.float32]:
-    """Points (N, 3), metres, at one distance in a cone about x, the first on its axis.
+    """Return points (N, 3), metres, at one distance in a cone around x, the first on its axis.
 
-    field_of_view_rad: the whole angle of the cone, 0 to below pi. range_m None: no echo, no points.
+    range_m: the distance, None without an echo (then there are no points). field_of_view_rad: the
+    full angle of the cone, from 0 to below pi.
     """
     if range_m is None:
         return np.empty((0, 3), np.float32)
     number = np.arange(_CAP_POINTS if field_of_view_rad > 0 else 1)
-    # Fibonacci's spiral: equal steps of the height on a sphere are equal areas.
+    # Fibonacci spiral: equal steps of the height on a sphere enclose equal areas.
     step = (1 - math.cos(field_of_view_rad / 2)) / max(len(number) - 1, 1)
     x = 1 - step * number
     radius, turn = np.sqrt(np.maximum(1 - x * x, 0)), _GOLDEN_ANGLE * number
@@ -62,11 +63,11 @@ def echo_cap(range_m: float | None, field_of_view_rad: float) -> npt.NDArray[np.
 
 
 def echo_pixels(echoes: Iterable[Echo], nearness: FloatArray, camera: Camera) -> SparseDepth:
-    """A pixel with a depth for each echo whose place in its cap the image tells.
+    """Return a pixel with a depth for each echo that the image can locate within its cap.
 
     nearness: (H, W) of the camera's image, larger is nearer, not finite where unknown. The echo is
-    where the cap is nearest by that. A cap that is not wholly in the image gives nothing: its echo
-    may be of what the camera does not see.
+    placed where the cap is nearest according to it. A cap that is not completely in the image gives
+    nothing: its echo may come from something that the camera does not see.
     """
     rows: list[int] = []
     cols: list[int] = []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Depth in 16-bit millimetres, as 16UC1 images and depth.png have it."""
+"""Depth in 16-bit millimetres, the format of 16UC1 images and of depth.png."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import numpy.typing as npt
 
 
 def depth_to_millimetres(depth: npt.NDArray[np.floating]) -> npt.NDArray[np.uint16]:
-    """(H, W) metres, NaN unknown -> REP-118's millimetres, 0 unknown.
+    """Convert depth (H, W) from metres, NaN unknown, to the millimetres of REP-118, 0 unknown.
 
-    What 16 bits cannot say is unknown. Depth below half a millimetre is unknown too: its 0 would
-    say so anyway.
+    Depth that 16 bits cannot represent becomes unknown. So does depth below half a millimetre,
+    which would be rounded to 0.
     """
     with np.errstate(invalid="ignore"):
         millimetres = np.floor(depth * 1000.0 + 0.5)
-        known = (millimetres >= 1) & (millimetres < 65535)  # where many drivers mean: farther
+        known = (millimetres >= 1) & (millimetres < 65535)  # many drivers use 65535 for "farther"
     return np.where(known, millimetres, 0).astype(np.uint16)

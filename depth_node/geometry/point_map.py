@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The shift that a point map of unknown scale and shift lacks, from a known camera."""
+"""The unknown shift of a point map (x, y, z of each pixel), found with a known camera."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 _STEPS = 8
-_SAMPLES = 64  # of each side
+_SAMPLES = 64  # of a larger map, at least this many rows and columns are used
 
 
 def point_map_shift(
@@ -16,12 +16,13 @@ def point_map_shift(
     ray_y: npt.NDArray[np.floating],
     valid: npt.NDArray[np.bool_] | None = None,
 ) -> float:
-    """The number s that puts (x, y, z + s) on the pixels' rays; NaN where it is not determined.
+    """Return the shift s that puts (x, y, z + s) on the pixels' rays; NaN if it is not determined.
 
     points: (h, w, 3) x, y, z up to one scale and a shift of z. ray_x, ray_y: (h, w) of the camera,
-    such that a point at depth Z lies at (ray_x Z, ray_y Z, Z). The sum of squared distances in the
-    image plane, x / (z + s) - ray_x, becomes least (MoGe, arXiv 2410.19115, section 3.2, with the
-    focal length known), by weighted linear steps.
+    such that a point at depth Z lies at (ray_x Z, ray_y Z, Z). valid: (h, w), the pixels to use, or
+    None for all. The shift minimises the sum of squared distances in the image plane,
+    x / (z + s) - ray_x (MoGe, arXiv 2410.19115, section 3.2, with the focal length known), by
+    iteratively reweighted linear least squares.
     """
     step = [max(1, size // _SAMPLES) for size in points.shape[:2]]
     part = (slice(None, None, step[0]), slice(None, None, step[1]))

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The time of each point of a scan: what the numbers of a driver's time field mean.
+"""The time of each point of a scan: how to read the numbers of a driver's time field.
 
-Drivers agree on neither unit nor origin: FLOAT32 seconds to the last point (Velodyne), UINT32
-nanoseconds since the scan's start (Ouster, Livox), FLOAT64 seconds (Hesai, RoboSense) or
-nanoseconds (Livox) since 1970. The numbers themselves say which, because a scan takes between a
-millisecond and half a second, and because a time since 1970 lies near the scan's stamp. What fits
-nothing is refused: times that are misread by a factor of 1000 are worse than none.
+Drivers agree on neither unit nor origin: FLOAT32 seconds relative to the last point (Velodyne),
+UINT32 nanoseconds since the scan's start (Ouster, Livox), FLOAT64 seconds (Hesai, RoboSense) or
+nanoseconds (Livox) since 1970. The numbers themselves show which, because a scan takes between a
+millisecond and half a second, and because a time since 1970 lies near the scan's stamp. Numbers
+that fit none of these are refused: times misread by a factor of 1000 are worse than none.
 """
 
 from __future__ import annotations
@@ -32,35 +32,39 @@ TIME_FIELDS = frozenset(
         "relative_time",
     )
 )
-"""Names of time fields, without a unit at their end."""
+"""Names of time fields, without a unit suffix."""
 
 _UNITS_S = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 _SUFFIXES = {"s": "s", "sec": "s", "ms": "ms", "us": "us", "usec": "us", "ns": "ns", "nsec": "ns"}
-_SAMPLES = 2048  # points of a scan that tell the unit
+_SAMPLES = 2048  # points of a scan from which the unit is determined
 LONGEST_SCAN_S = 0.5  # a LiDAR that turns twice a second
 _NEAR_S = (
-    1.0  # absolute times are as near as this to the stamp of the scan, wherever that lies in it
+    1.0  # absolute times are this near to the scan's stamp, wherever in the scan the stamp lies
 )
-_SINCE_2001_S = 1e9  # larger numbers are no relative times, in whatever unit
-_FINEST_S = 1e-3  # a type that cannot tell milliseconds apart holds no times of points
-_LEAST_SPREAD = 1 / 500  # a turn is not sent in more pieces
-# Of relative times: unit -> the shortest scan that is read so. Integers are nanoseconds where that
-# is possible; what would be a microsecond then is a slow scanner that counts in larger units.
+_SINCE_2001_S = 1e9  # larger numbers are no relative times in any unit
+_FINEST_S = 1e-3  # a type that cannot resolve milliseconds cannot hold times of points
+_LEAST_SPREAD = 1 / 500  # no driver splits a turn into more messages
+# For relative times: unit -> the shortest scan that is read in this unit. Integers are read as
+# nanoseconds where possible; if the scan would then last microseconds only, the driver counts in a
+# larger unit.
 _SHORTEST_S = {
     "integer": {"ns": 1e-3, "us": 0.02, "ms": 0.02},
     "float": {"s": 0.0, "ms": 5e-3, "us": 5e-3, "ns": 5e-3},
 }
 
 
-_DOUBTED_S = 5.0  # longer than a counter within the second takes to show what it is
+_DOUBTED_S = 5.0  # longer than a counter that restarts every second needs to be recognised
 
 
 class UnknownTimesError(ValueError):
-    """The numbers of a time field mean nothing known; the message says what they are."""
+    """The numbers of a time field fit no known convention; the message gives the numbers."""
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """The name of a field without a unit at its end, and that unit (s, ms, us, ns) or ""."""
+    """Split a field's name into the name without its unit suffix and the unit (s, ms, us, ns).
+
+    The unit is "" where the name has no suffix.
+    """
     match = re.fullmatch(r"(\w+?)_(s|sec|ms|us|usec|ns|nsec)", name.lower())
     return (match[1], _SUFFIXES[match[2]]) if match else (name.lower(), "")
 
@@ -68,13 +72,13 @@ def split_name(name: str) -> tuple[str, str]:
 def joined(
     seconds: npt.NDArray[np.generic], rest: npt.NDArray[np.generic], unit: str
 ) -> npt.NDArray[np.int64] | None:
-    """(N,) nanoseconds of a time that is told in two numbers: whole seconds, and what is beyond.
+    """Return (N,) nanoseconds of times stored in two fields: whole seconds and a remainder.
 
-    unit: of the second number. None where the first are no whole seconds: then each tells a time
-    by itself.
+    seconds, rest: (N,). unit: of the remainder. None if `seconds` are not whole seconds: then
+    each of the two fields is a time by itself.
     """
     whole = seconds.astype(np.float64)
-    # Seconds beyond these are none; NaN is none either.
+    # Larger numbers are not seconds; a NaN fails this test too.
     if not (np.abs(whole) < 1e10).all() or (whole % 1).any():
         return None
     with np.errstate(invalid="ignore", over="ignore"):
@@ -87,18 +91,18 @@ def joined(
 def seconds_from_stamp(
     values: npt.NDArray[np.generic], name: str, stamp_ns: int
 ) -> npt.NDArray[np.float32] | None:
-    """(N,) seconds between the stamp of a scan and each of its points, below 0 for earlier ones.
+    """Return (N,) seconds from the stamp of a scan to each of its points, negative if earlier.
 
-    values: (N,) of the field called `name`, as they are. stamp_ns: of the message, 0 where the
-    driver sets none and the scan's arrival serves: then the last point is at 0. A point without a
-    time of its own (NaN, or a 0 among times since 1970) is at 0. None: all points are at the stamp.
-    Raises UnknownTimesError.
+    values: (N,) of the field called `name`, as they are. stamp_ns: of the message, 0 if the
+    driver sets none and the arrival time is used instead: then the last point is at 0. A point
+    without a time of its own (NaN, or a 0 among times since 1970) is at 0. None means that all
+    points are at the stamp. Raises UnknownTimesError.
     """
     sample = values[:: 1 + len(values) // _SAMPLES].astype(np.float64)
     sample = np.sort(sample[np.isfinite(sample)])
     if not len(sample) or sample[-1] == sample[0] == 0:
         return None
-    # A few stray values judge nothing.
+    # The percentiles are robust against a few stray values.
     low, high = sample[len(sample) // 100], sample[-1 - len(sample) // 100]
     unit = split_name(name)[1]
     units = {unit: _UNITS_S[unit]} if unit else _UNITS_S
@@ -122,7 +126,7 @@ def seconds_from_stamp(
 def _absolute(
     values: npt.NDArray[np.generic], name: str, factor: float, stamp_ns: int
 ) -> npt.NDArray[np.float32]:
-    """Times since 1970, or since a simulation began."""
+    """Read times since 1970, or since the start of a simulation."""
     if values.dtype.itemsize < 8 and values.dtype.kind == "f":
         finest_s = float(np.spacing(np.float32(stamp_ns * 1e-9 / factor))) * factor
         if finest_s > _FINEST_S:
@@ -131,7 +135,7 @@ def _absolute(
                 f" are {finest_s:g} s apart: let the driver publish them as FLOAT64"
             )
     offset = values.astype(np.float64)
-    with np.errstate(invalid="ignore"):  # of what is infinite
+    with np.errstate(invalid="ignore"):  # infinite values
         parts = offset % 1
     if factor > _FINEST_S and not parts.any() and (offset * (factor * 1e9) != stamp_ns).any():
         raise UnknownTimesError(
@@ -150,7 +154,7 @@ def _relative(
     ends: tuple[float, float],
     arrival: bool,
 ) -> npt.NDArray[np.float32]:
-    """Times since the scan's stamp, start or end."""
+    """Read times relative to the scan's stamp, start or end."""
     largest = max(abs(ends[0]), abs(ends[1]))
     kind = "float" if values.dtype.kind == "f" else "integer"
     shortest_s = {unit: 0.0} if unit else _SHORTEST_S[kind]
@@ -172,7 +176,7 @@ def _relative(
 
 
 def _kept(offset: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Offsets (N,) with 0 for what is none."""
+    """Return offsets (N,) with 0 in place of values that cannot be offsets within a scan."""
     if not (offset.min() >= -_NEAR_S - LONGEST_SCAN_S and offset.max() <= _NEAR_S + LONGEST_SCAN_S):
         with np.errstate(invalid="ignore"):
             offset[~(np.abs(offset) <= _NEAR_S + LONGEST_SCAN_S)] = 0
@@ -180,11 +184,11 @@ def _kept(offset: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
 
 class BelievedTimes:
-    """The times of the points of one LiDAR, message by message.
+    """Decides for each message of one LiDAR whether the times of its points are used.
 
-    A field that counts within the second of a clock looks like times since the stamp while that
-    second is young, and like nothing known later. So what follows a message whose times mean
-    nothing is not believed for a while either.
+    A field that counts from the start of each clock second looks like times since the stamp early
+    in the second, and like nothing known later in it. So after a message whose times cannot be
+    read, the times of the following messages are not used for a while either.
     """
 
     def __init__(self) -> None:
@@ -193,9 +197,9 @@ class BelievedTimes:
     def of(
         self, stamp_ns: int, offset_s: npt.NDArray[np.float32] | None, unknown: str
     ) -> npt.NDArray[np.float32] | None:
-        """(N,) s of a message with this stamp, or None where they are not to be believed.
+        """Return offset_s (N,), s, of a message with this stamp, or None if it must not be used.
 
-        unknown: why the message's own times mean nothing, or "".
+        unknown: why the message's own times cannot be read, or "".
         """
         if unknown:
             self._unknown_ns = stamp_ns

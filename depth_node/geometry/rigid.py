@@ -14,7 +14,7 @@ FloatArray = npt.NDArray[np.floating]
 def rigid_transform(
     translation_xyz: Sequence[float] | FloatArray, quaternion_xyzw: Sequence[float] | FloatArray
 ) -> npt.NDArray[np.float64]:
-    """(4, 4) float64 transform from a translation (3,), m, and a unit quaternion (x, y, z, w).
+    """Return a (4, 4) float64 transform from a translation (3,), m, and a quaternion (x, y, z, w).
 
     Raises ValueError if the quaternion is not a unit one or a value is not finite.
     """
@@ -65,7 +65,7 @@ def check_rigid(T: npt.ArrayLike, name: str = "transform") -> npt.NDArray[np.flo
 
 
 def invert_rigid(T_a_b: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """T_b_a of a rigid T_a_b, (4, 4) each."""
+    """Return T_b_a of a rigid T_a_b, (4, 4) each."""
     inverse = np.eye(4)
     inverse[:3, :3] = T_a_b[:3, :3].T
     inverse[:3, 3] = -T_a_b[:3, :3].T @ T_a_b[:3, 3]
@@ -73,7 +73,10 @@ def invert_rigid(T_a_b: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def transform(T_a_b: npt.NDArray[np.float64], points: FloatArray) -> npt.NDArray[np.float64]:
-    """(N, 3) points of frame b -> (N, 3) float64 points of frame a; what is not finite stays so."""
-    with np.errstate(invalid="ignore", over="ignore"):  # some drivers write Inf for no echo
+    """Transform points (N, 3) from frame b to frame a, float64; non-finite points stay non-finite.
+
+    T_a_b: (4, 4), or its upper rows.
+    """
+    with np.errstate(invalid="ignore", over="ignore"):  # some drivers write Inf without an echo
         moved: npt.NDArray[np.float64] = points @ T_a_b[:3, :3].T + T_a_b[:3, 3]
     return moved

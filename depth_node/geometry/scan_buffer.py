@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recent scans by source, and which of them belong to an image."""
+"""A buffer of the recent scans of each source, and the choice of those that belong to an image."""
 
 from __future__ import annotations
 
@@ -13,18 +13,21 @@ import numpy.typing as npt
 
 from depth_node.geometry.rigid import FloatArray
 
-_MOST_PARTS = 64  # messages with one stamp of one source; a clock that stands still has no end
-_MOST_BYTES = 256 << 20  # of all scans held
-_SAMPLES = 2048  # points of a scan that tell where it looks
-_CELL = 0.06  # side of the cells of directions, on the unit sphere: 3.4 degrees
-_SIDE = 2 * (int(1 / _CELL) + 2) + 1  # of the cube of cells, with room for neighbours
-_SAME_VIEW = 0.8  # a scan looks where another did if it shares more than this of its cells
+_MOST_PARTS = 64  # messages of one source with the same stamp; a stopped clock would add for ever
+_MOST_BYTES = 256 << 20  # of all stored scans
+_SAMPLES = 2048  # points of a scan that show in which directions it looks
+_CELL = 0.06  # size of the cells of directions, on the unit sphere: 3.4 degrees
+_SIDE = 2 * (int(1 / _CELL) + 2) + 1  # cells per side of the cube, with room for neighbours
+_SAME_VIEW = 0.8  # a scan repeats the view of others if they share more than this of its cells
 
 
 class Scan(NamedTuple):
-    """points: (N, 3) in the LiDAR's frame. offset_s: (N,) from the stamp to the time of each point,
-    None where all count as measured at the stamp. noise_m: (N,) m, their declared standard
-    deviation, 0: not declared; None: of no point."""
+    """A scan of one LiDAR.
+
+    points: (N, 3) m in the LiDAR's frame. offset_s: (N,) s from the stamp to the time of each
+    point, None if all count as measured at the stamp. noise_m: (N,) m, the points' declared
+    standard deviation, 0 for points without; None if no point has one.
+    """
 
     stamp_ns: int
     points: npt.NDArray[np.float32]
@@ -34,8 +37,10 @@ class Scan(NamedTuple):
 
 @dataclass
 class _Scan:
-    """The points of one stamp, part by part, with the offsets and the noise of each part's points,
-    and the cells of directions in which they lie, once those were asked for."""
+    """The points of one stamp, message by message, with their offsets and noise.
+
+    cells: the cells of directions in which the points lie, once they have been computed.
+    """
 
     parts: list[npt.NDArray[np.float32]] = field(default_factory=list)
     offsets: list[npt.NDArray[np.float32] | None] = field(default_factory=list)
@@ -57,7 +62,7 @@ class _Scan:
     def _joined(
         self, values: list[npt.NDArray[np.float32] | None]
     ) -> npt.NDArray[np.float32] | None:
-        """Of all points, 0 for those of parts without; None where no part has any."""
+        """Return the values of all points, 0 in parts without values; None if no part has any."""
         if all(value is None for value in values):
             return None
         return np.concatenate(
@@ -69,19 +74,19 @@ class _Scan:
 
 
 class ScanBuffer:
-    """The recent scans of one or several LiDARs, collected for the stamp of an image.
+    """A buffer of the recent scans of one or several LiDARs, read for the stamp of an image.
 
-    Scans go in as points of one common frame, under a key per source: whatever tells LiDARs apart,
-    such as topic and frame. Each source has its own time: one whose clock is ahead, or that jumps
-    back, does nothing to the others. Safe to fill from one thread and to collect from another.
-    Raises ValueError if max_scan_age_s is not above 0.
+    Each scan is stored under the key of its source, which distinguishes the LiDARs, such as topic
+    and frame; its points stay in the source's own frame. Each source has its own time: if one's
+    clock is ahead or jumps back, the others are not affected. One thread may fill the buffer while
+    another reads it. Raises ValueError if max_scan_age_s is not above 0.
     """
 
     def __init__(self, max_scan_age_s: float) -> None:
         if not max_scan_age_s > 0:
             raise ValueError(f"max_scan_age_s is {max_scan_age_s:g} s: it must be above 0")
         self._max_age_ns = round(max_scan_age_s * 1e9)
-        # An image that is processed late still needs the scans around its own stamp.
+        # An image that is processed late still needs the scans near its own stamp.
         self._keep_ns = 2 * self._max_age_ns + 1_000_000_000
         self._scans: dict[Hashable, dict[int, _Scan]] = {}
         self._lock = threading.Lock()
@@ -94,13 +99,12 @@ class ScanBuffer:
         offset_s: npt.NDArray[np.float32] | None = None,
         noise_m: npt.NDArray[np.float32] | None = None,
     ) -> None:
-        """Store an (N, 3) scan, with the times (N,) of its points from the stamp on and their noise
-        (N,).
+        """Store a scan (N, 3), m, with offset_s (N,) and noise_m (N,) as in Scan.
 
-        A scan somewhat older than its forerunner is kept; where time jumped back (a bag that
-        loops), the source's older scans are forgotten. One with the same stamp is another part
-        of the same scan (several LiDARs that share a topic, a turn sent in pieces), unless it is
-        the same scan once more.
+        A scan slightly older than the one before is kept; if time jumped back (a bag that loops),
+        the stored scans of this source are deleted. A scan with the same stamp is stored as another
+        part of the same scan (several LiDARs that share a topic, a turn sent in pieces), unless its
+        points repeat those of a stored part.
         """
         part = np.asarray(points, dtype=np.float32).reshape(-1, 3)
         with self._lock:
@@ -119,11 +123,11 @@ class ScanBuffer:
             self._forget_beyond(_MOST_BYTES)
 
     def nearest(self, stamp_ns: int, key: Hashable, count: int | None) -> list[Scan]:
-        """The scans of a source for an image, the nearest first.
+        """Return the scans of a source for an image, the nearest in time first.
 
-        count: how many, None = all within max_age_s, 0 = those of one turn: the nearest, and the
-        scans next to it that look elsewhere than those taken before (a LiDAR that sends its turn
-        in pieces, or layer by layer). Empty scans do not count.
+        count: how many, None = all within max_scan_age_s, 0 = those of one turn: the nearest one,
+        and the next ones that look in other directions than those already taken (a LiDAR that sends
+        its turn in pieces, or layer by layer). Empty scans do not count.
         """
         with self._lock:
             scans = [
@@ -135,18 +139,18 @@ class ScanBuffer:
             return [scan.at(stamp) for stamp, scan in scans[: count or None]]
 
     def newest_stamp_ns(self, key: Hashable | None = None) -> int | None:
-        """Stamp of the newest scan held, of all sources or of one; None without any."""
+        """Return the stamp of the newest scan of one source (key) or of all; None without any."""
         with self._lock:
             held = self._scans.values() if key is None else [self._scans.get(key, {})]
             return max((stamp for scans in held for stamp in scans), default=None)
 
     def forget(self, key: Hashable) -> None:
-        """Forget one source."""
+        """Delete the scans of one source."""
         with self._lock:
             self._scans.pop(key, None)
 
     def retain(self, keys: Container[Hashable]) -> None:
-        """Forget every source but these."""
+        """Delete the scans of every source except these."""
         with self._lock:
             for key in [key for key in self._scans if key not in keys]:
                 del self._scans[key]
@@ -165,7 +169,7 @@ class ScanBuffer:
         ]
 
     def _forget_beyond(self, limit: int) -> None:
-        """Drop the oldest scan of the largest source until the rest fits."""
+        """Drop the oldest scan of the largest source until the rest fits in `limit` bytes."""
         sizes = {
             key: sum(scan.nbytes for scan in scans.values()) for key, scans in self._scans.items()
         }
@@ -178,7 +182,7 @@ class ScanBuffer:
 
 
 def _one_turn(scans: list[tuple[int, _Scan]]) -> list[tuple[int, _Scan]]:
-    """The first scan and those that look elsewhere than the ones taken before them."""
+    """Return the first scan and those that look in other directions than the ones before them."""
     if len(scans) < 2:
         return scans
     seen = np.zeros(_SIDE**3, bool)
@@ -190,13 +194,13 @@ def _one_turn(scans: list[tuple[int, _Scan]]) -> list[tuple[int, _Scan]]:
         if turn and (not len(cells) or seen[cells].mean() > _SAME_VIEW):
             continue
         turn.append(item)
-        for offset in beside.flat:  # the points of a sparse scanner leave cells out
+        for offset in beside.flat:  # neighbours too, as a sparse scanner skips cells
             seen[cells + offset] = True
     return turn
 
 
 def _cells(scan: _Scan) -> npt.NDArray[np.intp]:
-    """(M,) cells of the unit sphere, in the LiDAR's frame, that some of the points lie in."""
+    """Return the cells (M,) of the unit sphere, in the LiDAR's frame, with points of the scan."""
     if scan.cells is None:
         points = scan.points
         points = points[:: max(1, len(points) // _SAMPLES)]

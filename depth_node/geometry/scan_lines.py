@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The lines of a LiDAR scan: told by the angle of its points, whatever their order."""
+"""The lines of a LiDAR scan, found by the angle of its points, in whatever order these are."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ import numpy.typing as npt
 from depth_node.geometry.rigid import FloatArray
 
 ROW_DEG = 0.2
-"""Points within a row this high are of one scan line; a line's points scatter less than that."""
+"""Height of a row, whose points belong to one scan line; a line's points scatter less than this."""
 GAP_DEG = 0.03
-"""A gap between two lines is at least this wide; without gaps rows follow on each other."""
+"""Least gap between two lines; where there are no gaps, rows of fixed height follow each other."""
 
 
 def rows_by_angle(
     across_deg: npt.NDArray[np.float64], height_deg: float = ROW_DEG
 ) -> npt.NDArray[np.int64]:
-    """The row of each point (n,): a gap in the angle across begins a new one, so does a height.
+    """Return the row of each point (n,), from the angle across the scan lines, degrees.
 
-    The points of a scan line have one angle but for rounding, so that no bin may cut through it.
-    Rows grow with the angle; their numbers leave gaps.
+    A gap of more than GAP_DEG begins a new row, and so does a height of height_deg above the last
+    gap. Fixed bins would not do: the points of a scan line have the same angle except for rounding,
+    and the border of a bin could split them. Row numbers grow with the angle, with gaps.
     """
     order = np.argsort(across_deg)
     angle = across_deg[order]
@@ -33,6 +34,6 @@ def rows_by_angle(
 
 
 def elevation_deg(points: FloatArray) -> npt.NDArray[np.float64]:
-    """(N,) degrees above the LiDAR's own horizontal plane, of points (N, 3) in its frame."""
+    """Return the elevation (N,), degrees, of points (N, 3) above the LiDAR's horizontal plane."""
     x, y, z = np.asarray(points, np.float64).T
     return np.rad2deg(np.arctan2(z, np.hypot(x, y)))

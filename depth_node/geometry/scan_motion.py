@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scans of a moving LiDAR as they are seen at the time of an image, each point by its own time."""
+"""Motion compensation: scans of a moving LiDAR, each point moved to the time of an image."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from depth_node.geometry.scan_buffer import Scan
 
 Transform = npt.NDArray[np.float64]
 
-_KNOT_S = 0.01  # poses are asked for this often; robots do not turn around within it
-_FINE_S = 1e-4  # points this near in time move as one: 0.5 mm at 10 m/s, 2.5 mm in 50 m at 1 rad/s
+_KNOT_S = 0.01  # interval between the poses that are looked up, interpolated linearly in between
+_FINE_S = 1e-4  # points this near in time share a pose: 0.5 mm at 10 m/s, 2.5 mm in 50 m at 1 rad/s
 _MOST_FINE = 8192
 
 
 def ages(scan: Scan, stamp_ns: int) -> npt.NDArray[np.float32]:
-    """(N,) seconds between the points of a scan and an image."""
+    """Return the time (N,), s, between each point of a scan and an image, never negative."""
     behind_s = (stamp_ns - scan.stamp_ns) * 1e-9
     if scan.offset_s is None:
         return np.full(len(scan.points), abs(behind_s), np.float32)
@@ -28,7 +28,8 @@ def ages(scan: Scan, stamp_ns: int) -> npt.NDArray[np.float32]:
 
 
 def noise(scan: Scan, share: float) -> npt.NDArray[np.float32]:
-    """(N,) m: what the message declares of its points, else a share of their distance."""
+    """Return the standard deviation (N,), m, of the points: as declared by the message, else
+    `share` times their distance."""
     points, declared = scan.points, scan.noise_m
     noise_m: npt.NDArray[np.float32] = np.zeros(len(points), np.float32)
     if share:
@@ -39,15 +40,15 @@ def noise(scan: Scan, share: float) -> npt.NDArray[np.float32]:
 def moved_scan(
     scan: Scan, T_camera_lidar: Transform, since: Callable[[int], Transform]
 ) -> tuple[npt.NDArray[np.float32], Transform]:
-    """Points (N, 3) and T_camera_lidar (4, 4) with which they are seen at the time of an image.
+    """Return points (N, 3) and the T_camera_lidar (4, 4) that applies at the time of an image.
 
-    LiDAR and camera move as one. since: T_now_then (4, 4) of the camera from a stamp in ns to the
-    image's, or a LookupError. Where points have times of their own they come back in the frame that
-    the LiDAR has at the image's time, with the T_camera_lidar that was given; without, or where the
-    motion is not known for all of them, they stay as they are and the transform holds the motion
-    since the scan's stamp. Between poses 10 ms apart a point goes straight, which is off by
-    r w² / 80000 s² at a distance r: 0.6 mm in 50 m at 1 rad/s. Raises LookupError where the motion
-    since the scan's stamp is unknown too.
+    LiDAR and camera are rigidly connected. since: returns T_now_then (4, 4) of the camera from a
+    stamp in ns to the image's, or raises LookupError. Points with times of their own are returned
+    in the frame that the LiDAR has at the image's time, with the T_camera_lidar that was given.
+    Without such times, or if the motion is not known for all of them, the points stay as they are
+    and the transform contains the motion since the scan's stamp. Between poses 10 ms apart a point
+    moves in a straight line, an error of r w² / 80000 s² at a distance r: 0.6 mm in 50 m at
+    1 rad/s. Raises LookupError if the motion since the scan's stamp is unknown too.
     """
     points, offset_s = scan.points, scan.offset_s
     if offset_s is None or not len(points):
@@ -68,15 +69,17 @@ def moved_scan(
 def poses_by_time(
     stamp_ns: int, first_s: float, last_s: float, since: Callable[[int], Transform]
 ) -> Transform:
-    """What `since` gives (K, 4, 4), at even times 10 ms apart or less from first_s to last_s after
-    a stamp. Raises what it raises."""
+    """Return the poses (K, 4, 4) that `since` gives at even times, at most 10 ms apart.
+
+    The times go from first_s to last_s after the stamp. Raises what `since` raises.
+    """
     count = 2 + int((last_s - first_s) / _KNOT_S)
     stamps_ns = stamp_ns + np.rint(1e9 * np.linspace(first_s, last_s, count)).astype(np.int64)
     return np.stack([since(int(then_ns)) for then_ns in stamps_ns])
 
 
 def table_between(poses: Transform, count: int) -> npt.NDArray[np.float32]:
-    """Poses (K, 4, 4) at even times as a table (3, 4, count) of so many even times between."""
+    """Interpolate poses (K, 4, 4) at even times to a table (3, 4, count) of finer even times."""
     knots = poses[:, :3].reshape(len(poses), 12)
     position = np.linspace(0, len(poses) - 1, count)
     knot = np.minimum(position.astype(np.intp), len(poses) - 2)
@@ -88,7 +91,7 @@ def table_between(poses: Transform, count: int) -> npt.NDArray[np.float32]:
 def moved_by_table(
     points: npt.NDArray[np.float32], table: npt.NDArray[np.float32], which: npt.NDArray[np.intp]
 ) -> npt.NDArray[np.float32]:
-    """Points (N, 3) by the transforms `which` (N,), in 0..M-1, of a table (3, 4, M)."""
+    """Transform each point (N, 3) by the entry `which` (N,), in 0..M-1, of a table (3, 4, M)."""
     moved = np.empty_like(points)
     x, y, z = np.ascontiguousarray(points.T)
     part: npt.NDArray[np.float32] = np.empty(len(points), np.float32)

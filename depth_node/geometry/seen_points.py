@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The points that belong to one image: scans of several sensors, as they are seen at its time.
+"""The points that belong to one image: scans of several sensors, moved to the image's time.
 
-The node and the reader of recordings both collect them here, so that a replay sees what the robot
-saw.
+The node and the reader of recordings both use this module, so that a replay gets the same points as
+the robot.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Transform = npt.NDArray[np.float64]
 
 
 class SensorKind(Enum):
-    """How the points of a message stand to the camera."""
+    """The kind of a sensor, which defines where its points are relative to the camera."""
 
     LIDAR = "points somewhere about the camera"
     DEPTH_IMAGE = "points in the camera's own frame, each where a pixel looks"
@@ -34,8 +34,12 @@ class SensorKind(Enum):
 
 
 class PlacedScan(NamedTuple):
-    """points: (N, 3) m, T_camera_points: (4, 4) puts them where they are seen at the image's time,
-    as far as the motion is known. lag_s: how long after the image they are where they are put."""
+    """A scan placed in the camera.
+
+    points: (N, 3) m. T_camera_points: (4, 4) maps them to where they are at the image's time, as
+    far as the motion is known. lag_s: how long after the image the points were at this place, 0 if
+    the motion was compensated.
+    """
 
     points: FloatArray
     T_camera_points: Transform
@@ -46,9 +50,9 @@ class PlacedScan(NamedTuple):
 class Exposure:
     """When an image was taken, and how its camera moved around that time.
 
-    since: T_now_then (4, 4) of the camera from a time in ns to the stamp, or a LookupError; None:
-    nothing is known of the motion. shutter: of a camera that reads its rows one after the other,
-    the first at the stamp; needs since.
+    since: returns T_now_then (4, 4) of the camera from a time in ns to the stamp, or raises
+    LookupError; None if nothing is known of the motion. shutter: of a camera that reads its rows
+    one after the other, the first at the stamp; it has an effect only together with since.
     """
 
     stamp_ns: int
@@ -56,19 +60,20 @@ class Exposure:
     shutter: RollingShutter | None = None
 
     def most_scans(self, kind: SensorKind, scans_per_image: int) -> int | None:
-        """How many scans of a source belong to the image, as ScanBuffer.nearest() counts them: 0
-        for one turn, None for all that are recent. scans_per_image: as it is set, 0: by itself.
+        """Return how many scans of a source belong to the image, as ScanBuffer.nearest() counts.
 
-        Points that have moved are worse than fewer points: one turn where the motion is unknown.
+        That is 0 for one turn, None for all recent scans. scans_per_image: the setting, 0 =
+        automatic: all recent scans if the motion is known, else one turn, because points displaced
+        by unknown motion are worse than fewer points.
         """
         if kind is SensorKind.RANGE:
-            return 1  # each echo is of all its cone
+            return 1  # each echo covers the whole cone
         if kind is SensorKind.DEPTH_IMAGE:
-            return scans_per_image or 1  # each shows all that the one before it did
+            return scans_per_image or 1  # each shows all that the one before it showed
         return scans_per_image or (0 if self.since is None else None)
 
     def moved(self, scan: Scan, T_camera_source: Transform) -> PlacedScan:
-        """A scan as it is seen at the stamp; as it was measured where the motion is unknown.
+        """Return a scan moved to the stamp, or as it was measured if the motion is unknown.
 
         T_camera_source: (4, 4), of the sensor, which moves with the camera. Raises LookupError
         where `since` does.
@@ -78,15 +83,15 @@ class Exposure:
         return PlacedScan(*moved_scan(scan, T_camera_source, self.since), 0.0)
 
     def as_measured(self, scan: Scan, T_camera_source: Transform) -> PlacedScan:
-        """A scan without the motion between it and the image. T_camera_source: (4, 4)."""
+        """Return a scan without compensation of the motion. T_camera_source: (4, 4)."""
         return PlacedScan(scan.points, T_camera_source, (scan.stamp_ns - self.stamp_ns) * 1e-9)
 
     def by_rows(self, seen: PlacedScan, kind: SensorKind) -> PlacedScan:
-        """A moved scan, (N, 3), as the row of the image that each point lands in sees it.
+        """Return a moved scan (N, 3) with each point at the time of the image row it falls in.
 
         Raises LookupError where `since` does.
         """
-        # A depth image is where its camera's rows saw it.
+        # A depth image was read by rows itself: its pixels are already where the rows saw them.
         if self.shutter is None or self.since is None or kind is SensorKind.DEPTH_IMAGE:
             return seen
         points = np.asarray(seen.points, np.float32)
@@ -96,9 +101,9 @@ class Exposure:
 
 @dataclass
 class SeenPoints:
-    """All points of an image, scan by scan.
+    """All points of an image, collected scan by scan.
 
-    sources: the scan of each LiDAR that is nearest to the image. echoes: of sensors that measure
+    sources: of each LiDAR, the scan nearest in time to the image. echoes: of sensors that measure
     one distance in a cone.
     """
 
@@ -122,14 +127,17 @@ class SeenPoints:
         noise_share: float,
         nearest: bool,
     ) -> None:
-        """One scan more. T_camera_source: (4, 4), as stated. noise_share: declared noise as a share
-        of the distance. nearest: no scan of the source is nearer to the image."""
+        """Add a scan.
+
+        T_camera_source: (4, 4), as configured or from TF. noise_share: declared noise as a fraction
+        of the distance. nearest: whether no scan of the source is nearer in time to the image.
+        """
         age_s = ages(scan, self.exposure.stamp_ns)
         if kind is SensorKind.RANGE:
             points, T, _ = seen
             self.echoes.append(Echo.of(points, T, noise_share, float(age_s[0])))
             return
-        # The edges of radar echoes and landmarks do not tell where their sensor is.
+        # Edges of noisy points (radar, landmarks) are not sharp enough to judge a sensor's pose.
         if nearest and not noise_share and scan.noise_m is None:
             points, T, lag_s = seen
             self.sources.append(SourcePoints(source, points, T, T_camera_source, lag_s))
@@ -140,9 +148,9 @@ class SeenPoints:
     def joined(
         self,
     ) -> tuple[FloatArray, Transform, npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """Points (N, 3) m, their T_camera_points (4, 4), age_s (N,) and noise_m (N,).
+        """Return points (N, 3) m, their T_camera_points (4, 4), age_s (N,) and noise_m (N,).
 
-        One scan stays in its own frame, several are joined in the camera's.
+        A single scan stays in its own frame; several are joined in the camera's frame.
         """
         if len(self._clouds) == 1:
             points, T, _ = self._clouds[0]

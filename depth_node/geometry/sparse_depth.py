@@ -13,7 +13,8 @@ from depth_node.config import ConfigError, option, validate
 from depth_node.geometry.camera import Camera
 from depth_node.geometry.rigid import FloatArray, invert_rigid
 
-_POSE_SAMPLES, _FEWEST_BY_INVERSE = 2000, 20  # points that tell whether a pose is an inverse
+# Points that are projected to detect an inverted pose, and how many of them must be in the image.
+_POSE_SAMPLES, _FEWEST_BY_INVERSE = 2000, 20
 
 
 def scan_to_points(
@@ -23,7 +24,7 @@ def scan_to_points(
     range_min: float,
     range_max: float,
 ) -> npt.NDArray[np.float32]:
-    """A planar scan (metres, radians, as LaserScan) -> (M, 3) float32 points with z = 0.
+    """Convert a planar scan (metres, radians, as LaserScan) to (M, 3) float32 points with z = 0.
 
     Inf and NaN (REP 117) and ranges outside [range_min, range_max] are dropped.
     """
@@ -37,13 +38,13 @@ def scan_to_points(
 
 
 def valid_ranges(ranges: FloatArray, range_min: float, range_max: float) -> npt.NDArray[np.intp]:
-    """Indices (M,) of the rays of a planar scan that returned.
+    """Return the indices (M,) of the rays of a planar scan with a valid range.
 
-    Many drivers write the limit itself where nothing returned, or where it was too near to measure,
-    so that exactly it is no distance.
+    Many drivers write range_max where nothing returned and range_min where something was too near
+    to measure, so that the limits themselves are not valid.
     """
     r = np.asarray(ranges, dtype=np.float64).reshape(-1)
-    low, high = np.float32(range_min), np.float32(range_max)  # as a message holds them
+    low, high = np.float32(range_min), np.float32(range_max)  # float32, as in the message
     with np.errstate(invalid="ignore"):
         return np.flatnonzero(np.isfinite(r) & (r > low) & (r < high) & (r > 0))
 
@@ -98,9 +99,10 @@ class SparseDepth:
         age_s: npt.ArrayLike | None = None,
         noise_m: npt.ArrayLike = 0.0,
     ) -> SparseDepth:
-        """From pixel rows, cols and metres, (N,) each; only finite depths above 0 are used.
+        """Create from rows, cols and depth in metres, (N,) each; depths not above 0 are dropped.
 
-        age_s, noise_m: of all points, or (N,).
+        Depths that are not finite are dropped too. age_s, noise_m: one number for all points, or
+        (N,).
         """
         z = np.asarray(depth, dtype=np.float32)
         age = np.zeros(z.shape, np.float32) if age_s is None else np.asarray(age_s, np.float32)
@@ -119,20 +121,20 @@ class SparseDepth:
 
     @classmethod
     def from_map(cls, depth_map: FloatArray) -> SparseDepth:
-        """The known pixels (finite and above 0) of an (H, W) depth map in metres."""
+        """Create from the known pixels (finite and above 0) of an (H, W) depth map in metres."""
         with np.errstate(invalid="ignore"):
             rows, cols = np.nonzero(np.isfinite(depth_map) & (depth_map > 0))
         return cls.from_arrays(rows, cols, depth_map[rows, cols])
 
     def to_map(self, height: int, width: int) -> npt.NDArray[np.float32]:
-        """(height, width) float32 metres, NaN without a point; of several the nearest."""
+        """Return a (height, width) float32 map, m: NaN without a point, of several the nearest."""
         depth_map = np.full((height, width), np.inf, np.float32)
         np.minimum.at(depth_map, (self.rows, self.cols), self.depth)
         depth_map[np.isinf(depth_map)] = np.nan
         return depth_map
 
     def with_more(self, other: SparseDepth) -> SparseDepth:
-        """These measurements and those of another sensor; the counts stay those of the points."""
+        """Return these points followed by those of another sensor; the counts stay as they are."""
         return SparseDepth(
             np.concatenate([self.rows, other.rows]),
             np.concatenate([self.cols, other.cols]),
@@ -143,9 +145,9 @@ class SparseDepth:
         )
 
     def subset(self, mask: npt.NDArray[np.bool_] | npt.NDArray[np.integer]) -> SparseDepth:
-        """The points of a mask (N,) bool or of indices (n,).
+        """Return the points selected by a mask (N,) bool or by indices (n,).
 
-        The counts are those of the whole frame.
+        The counts stay those of the whole frame.
         """
         return SparseDepth(
             self.rows[mask],
@@ -159,7 +161,7 @@ class SparseDepth:
 
 @dataclass(frozen=True)
 class ProjectionConfig:
-    """Rules for the LiDAR points that the camera sees.
+    """Which LiDAR points are used: their range, and whether hidden ones are dropped.
 
     Raises ConfigError if min_depth_m is not below max_depth_m.
     """
@@ -211,12 +213,12 @@ def project_points(
     age_s: float | FloatArray = 0.0,
     noise_m: float | FloatArray = 0.0,
 ) -> SparseDepth:
-    """LiDAR points (N, 3) in metres -> pixels with a metric depth in the camera.
+    """Project LiDAR points (N, 3), metres, to pixels with a metric depth in the camera.
 
-    T_camera_lidar: (4, 4). age_s, noise_m: of all points, or (N,). Dropped are points that are not
-    finite, behind the camera, out of range, outside the image, behind a nearer point of the same
-    pixel or hidden (see _hidden). The result is in row-major order, whatever the order of the
-    points. Raises ValueError if the points do not have the shape (N, 3).
+    T_camera_lidar: (4, 4). age_s, noise_m: one number for all points, or (N,). Points are dropped
+    if they are not finite, behind the camera, out of range, outside the image, behind a nearer
+    point of the same pixel, or hidden (see _hidden). The result is in row-major order, whatever the
+    order of the points. Raises ValueError if the points do not have the shape (N, 3).
     """
     config = config or ProjectionConfig()
     points = np.asarray(points_lidar)
@@ -247,13 +249,15 @@ def project_points(
 def _in_range(
     points: FloatArray, T_camera_lidar: npt.NDArray[np.float64], config: ProjectionConfig
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.intp], ProjectionCounts]:
-    """(M, 3) m in the camera, of the points (N, 3) in front of it and in range, and which these
-    are; counted are the others."""
-    with np.errstate(invalid="ignore"):  # a signalling NaN, as misread bytes may be one
+    """Return the points in range in the camera's frame (M, 3), m, their indices (M,), and counts.
+
+    The counts are those of the points (N, 3) that are dropped here.
+    """
+    with np.errstate(invalid="ignore"):  # misread bytes may be a signalling NaN
         x, y, z = np.ascontiguousarray(points.T, dtype=np.float64)
     rotation, shift = T_camera_lidar[:3, :3], T_camera_lidar[:3, 3]
-    # Written out, because BLAS wakes every core for a matrix product this thin. Depth first,
-    # because most points of a full turn are behind the camera.
+    # Written out, because BLAS would start threads on all cores for a matrix product this thin.
+    # Depth first, because most points of a full turn are behind the camera.
     with np.errstate(invalid="ignore", over="ignore"):
         depth = rotation[2, 0] * x + rotation[2, 1] * y + rotation[2, 2] * z + shift[2]
     # A point that is not finite has a depth that is not finite, because 0 * Inf is NaN too.
@@ -281,8 +285,11 @@ def _in_range(
 def _pixels(
     in_camera: npt.NDArray[np.float64], camera: Camera
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-    """Rows and columns (M,) of the points (N, 3) inside the image, and which these are (N,)."""
-    # Columns and rows apart: what lies side by side is worked on together.
+    """Return rows and columns (M,) of the points (N, 3) inside the image, and a mask (N,) of them.
+
+    in_camera: m, in the camera's frame.
+    """
+    # Columns and rows in separate contiguous arrays, which NumPy processes fastest.
     u, v = np.ascontiguousarray(camera.project(in_camera).T)
     with np.errstate(invalid="ignore"):
         # the same as floor(u + 0.5) in 0 .. width - 1; NaN compares false
@@ -299,10 +306,10 @@ def _nearest_of_each_pixel(
     camera: Camera,
     config: ProjectionConfig,
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-    """The nearest (M,) of the points (N,) of every pixel, row by row, and which of them (M,) are
-    hidden."""
-    # The z-buffer holds the part of the image that the points reach: scan lines seldom fill it. It
-    # is padded to the right and below for the windows of _hidden.
+    """Return the index (M,) of the nearest point of every pixel, row by row, and a mask (M,) of
+    those that are hidden."""
+    # The z-buffer covers only the part of the image that the points reach, because scan lines
+    # seldom fill it. It is padded to the right and below for the windows of _hidden.
     pad = config.occlusion_radius_px if config.drop_occluded else 0
     top, left = rows.min(initial=camera.height), cols.min(initial=camera.width)
     height, width = rows.max(initial=top) - top + 1, cols.max(initial=left) - left + 1
@@ -320,10 +327,11 @@ def _nearest_of_each_pixel(
 def _one_of_each(
     cell: npt.NDArray[np.int64], candidates: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.int64]:
-    """The first of the candidates (M,) of each cell, in the order of the cells (N,).
+    """Return the first of the candidates (M,) of each cell, sorted by cell.
 
-    What numpy.unique gives with return_index. Sorting cell and number as one number is ten times as
-    fast as sorting an index, which is most of what a cloud's projection takes.
+    cell: (N,) of all points. The result is that of numpy.unique with return_index. Cell and index
+    are sorted as one number, ten times as fast as an argsort, which would take most of the time of
+    a projection.
     """
     count = max(1, len(cell))
     key = cell[candidates] * count + candidates
@@ -338,7 +346,7 @@ def _one_of_each(
 def _of_points(
     values: float | FloatArray, source: npt.NDArray[np.integer]
 ) -> npt.NDArray[np.float32]:
-    """(n,) of the points `source`, from one number for all or (N,) numbers."""
+    """Return (n,) values of the points `source`, from one number for all or from (N,) numbers."""
     given = np.asarray(values, np.float32)
     return np.full(len(source), given, np.float32) if given.ndim == 0 else given[source]
 
@@ -350,9 +358,10 @@ def _hidden(
     radius: int,
     ratio: float,
 ) -> npt.NDArray[np.bool_]:
-    """Points that something nearer hides from the camera: (N,) bool.
+    """Return which points a nearer surface hides from the camera: (N,) bool.
 
-    z_buffer: (H, W), with `radius` empty rows and columns at its end. cell: (N,) of it, row by row.
+    z_buffer: (H, W) m, with `radius` empty rows and columns at its end. cell: (N,) flat indices of
+    the points in it. depth: (N,) m.
 
     A LiDAR beside the camera measures surfaces behind a foreground object that the camera cannot
     see; their points are projected between those of the object. A point is hidden if each of the
@@ -366,7 +375,7 @@ def _hidden(
     window_min = cv2.erode(z_buffer, kernel, anchor=(radius, radius)).reshape(-1)
     limit = depth / np.float32(ratio)
     width = z_buffer.shape[1]
-    # Each quadrant is asked of the points that those before left: few have a nearer one anywhere.
+    # Each quadrant is tested only for the points that passed those before: few points pass one.
     which = np.flatnonzero(window_min.take(cell) < limit)
     for shift in (radius, radius * width, radius * width + radius):
         which = which[window_min.take(cell[which] + shift) < limit[which]]
@@ -376,7 +385,7 @@ def _hidden(
 
 
 def none_in_image(counts: ProjectionCounts) -> str:
-    """The sentence on points of which not one is used: where they went, and what to look at."""
+    """Return the sentence for a scan without a point in the image: why, and what to check."""
     where = "check T_camera_lidar or the TF tree"
     losses = {
         "not finite": (counts.invalid, "check the LiDAR, which measures nothing"),
@@ -397,8 +406,11 @@ def none_in_image(counts: ProjectionCounts) -> str:
 def if_inverted(
     points: npt.NDArray[np.floating], T_camera_lidar: npt.NDArray[np.float64], camera: Camera
 ) -> str:
-    """What to add to that sentence if the inverse pose (4, 4) would put points (N, 3) m of a LiDAR
-    into the image; or ""."""
+    """Return an addition to that sentence if the inverse pose would put points into the image.
+
+    points: (N, 3) m, in the LiDAR's frame. T_camera_lidar: (4, 4). The result is "" if it would
+    not.
+    """
     some = points[:: max(1, len(points) // _POSE_SAMPLES)]
     seen = len(project_points(some, invert_rigid(T_camera_lidar), camera))
     if seen < _FEWEST_BY_INVERSE:

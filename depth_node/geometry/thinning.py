@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fewer of the known pixels of a depth image, spread evenly over it."""
+"""Thinning of depth images: fewer known pixels, spread evenly over the image."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ Indices = npt.NDArray[np.intp]
 
 
 def spread_pixels(known: npt.NDArray[np.bool_], most: int) -> tuple[Indices, Indices]:
-    """Rows and columns (N,) of at most `most` pixels that are True in a map (H, W).
+    """Return rows and columns (N,) of at most `most` of the pixels that are True in a map (H, W).
 
-    All of them if they are no more than that; else the image is cut into equal squares and the
-    pixel next to the middle of each is taken, so that a regular pattern of known pixels loses no
-    part of the image. Raises ValueError if `most` is not above 0.
+    If there are no more, all are returned. Otherwise the image is divided into equal squares and
+    the known pixel nearest to the centre of each is taken, so that no part of the image is lost,
+    even if the known pixels form a regular pattern. Raises ValueError if `most` is not above 0.
     """
     if most < 1:
         raise ValueError(f"most is {most} pixels: it must be above 0")

@@ -20,14 +20,15 @@ class TransformError(LookupError):
     """Two frames are not connected, or not at this time; the message names them."""
 
 
-_NUMBERS = 12  # of a transform: its upper three rows
+_NUMBERS = 12  # stored per transform: its upper three rows
 
 
 @dataclass
 class _Link:
-    """T_parent_child of one frame at each of its stamps; without a stamp it is static.
+    """T_parent_child of one frame at each of its stamps; without stamps it is static.
 
-    The numbers lie one behind the other: an hour of an arm's joints has millions of transforms.
+    The numbers are stored in one flat array, because an hour of an arm's joints has millions of
+    transforms.
     """
 
     parent: str
@@ -97,9 +98,9 @@ class TransformTree:
         link.put(T, stamp_ns)
 
     def look_up(self, target: str, source: str, stamp_ns: int) -> Transform:
-        """T_target_source (4, 4) at a stamp.
+        """Return T_target_source (4, 4) at a stamp.
 
-        Raises TransformError if the frames are not connected.
+        Raises TransformError if the frames are not connected, or not known at this time.
         """
         above_target, above_source = self._chain(target), self._chain(source)
         joint = next((name for name in above_source if name in above_target), None)
@@ -112,9 +113,9 @@ class TransformTree:
         return invert_rigid(T_joint_target) @ T_joint_source
 
     def newest_ns(self, target: str, source: str) -> int:
-        """Until when T_target_source is known, 0 where every link between them is static.
+        """Return the stamp until which T_target_source is known, 0 if all links are static.
 
-        Raises TransformError if the frames are not connected.
+        Raises TransformError if the frames are not connected, or not known at that stamp.
         """
         chains = self._chain(target), self._chain(source)
         moving = {
@@ -145,7 +146,7 @@ class TransformTree:
 
 
 def _interpolate(first: Transform, second: Transform, fraction: float) -> Transform:
-    """Linear translation, rotation along the shortest arc; fraction 0 gives the first."""
+    """Interpolate translations linearly and rotations along the shortest arc; 0 gives `first`."""
     turns = Rotation.from_matrix(np.stack([first[:3, :3], second[:3, :3]]))
     T = np.eye(4)
     T[:3, :3] = Slerp([0.0, 1.0], turns)(fraction).as_matrix()
