@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Obstacles: what of a depth map stands on the ground, for a robot's costmap.
+"""Obstacles: the parts of a depth map that stand on the ground, for a robot's costmap.
 
-The ground is the plane z = 0 of the robot's base frame, put right in every frame by a robust plane
-through what lies near it (a suspension, a wrong pitch). A pixel is an obstacle where it passes the
-gates, is higher than the least height, than the standard deviation of its height and than a seventh
-of the camera's height (beyond 3 m more, as the square of the distance), and where its neighbours
-say so too: one false cell blocks a path. Measured points that the fit believes count by themselves,
-where they are higher than their noise, which the ground shows: of a low thing that the LiDAR meets
-and the network does not see they are all there is.
+The ground is the plane z = 0 of the robot's base frame, corrected in every frame by a robust plane
+fitted to the points near it (a moving suspension, a wrong pitch). A pixel is an obstacle if it
+passes the gates, if it is higher than the least height, than the standard deviation of its height
+and than a seventh of the camera's height (beyond 3 m the limit grows with the square of the
+distance), and if enough of its neighbours are obstacles too: one false cell blocks a path. Measured
+points that the fit accepts as inliers count by themselves where they are higher than their noise,
+which is estimated on the ground: they are the only evidence of a low object that the LiDAR hits and
+the network does not see.
 """
 
 from depth_node.obstacles.finder import SCAN_STEP_RAD, ObstacleFinder, Obstacles, scan_ranges

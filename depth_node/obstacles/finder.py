@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The obstacles of one frame after another, and the scan of the nearest of them."""
+"""The obstacles of each frame, and a planar scan of the nearest of them."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 
 GRID_PX = 320  # larger side of the grid of pixels that are judged
-FLOOR_ERROR = 1 / 7  # of the camera's height: what such an error of a floor's depth lifts it by
-FAR_ERROR = 0.1  # of the camera's height, at NEAR_M: grows as the square of the distance
-SUPPORT_WINDOW, MIN_SUPPORT = 5, 5  # of the grid: a thin pole, one pixel wide, has just that
+FLOOR_ERROR = 1 / 7  # least height, times the camera's height: a usual depth error lifts the floor
+FAR_ERROR = 0.1  # the same at the distance NEAR_M, from where it grows with the square of it
+SUPPORT_WINDOW, MIN_SUPPORT = 5, 5  # in pixels of the grid: a pole one pixel wide just has so many
 SCAN_STEP_RAD = math.radians(0.5)
 
 
@@ -34,10 +34,10 @@ SCAN_STEP_RAD = math.radians(0.5)
 class Obstacles:
     """The obstacles of one frame.
 
-    points: (N, 3) float32 m in the camera's frame. height: (N,) float32 m above the ground; of a
-    drop negative, and the point is min_height_m above where the ground should be. ground: (3,) a,
-    b, c of the ground's height a + b x + c y in the base frame. T_base_camera: (4, 4).
-    level: gives (M, 3) float32 m, believed pixels on the ground in the camera's frame.
+    points: (N, 3) float32 m in the camera's frame. height: (N,) float32 m above the ground; for a
+    drop it is negative, and the point is min_height_m above where the ground should be. ground:
+    (3,) a, b, c of the ground's height a + b x + c y in the base frame. T_base_camera: (4, 4).
+    level: returns (M, 3) float32 m in the camera's frame, pixels on the ground that pass the gates.
     """
 
     points: F32
@@ -48,17 +48,20 @@ class Obstacles:
 
     @cached_property
     def in_base(self) -> F32:
-        """(N, 2) float32 m, x and y of the points in the base frame."""
+        """x and y of the points in the base frame: (N, 2) float32 m."""
         return over_ground(self.points, self.T_base_camera)
 
     @cached_property
     def free(self) -> F32:
-        """(M, 2) float32 m, x and y in the base frame of believed pixels on the ground."""
+        """x and y in the base frame of pixels on the ground that pass the gates: (M, 2) float32 m.
+
+        There the robot may drive.
+        """
         return over_ground(self.level(), self.T_base_camera)
 
 
 class ObstacleFinder:
-    """Finds obstacles in one frame after another; what depends on the camera alone is kept."""
+    """Finds the obstacles of each frame; the grid of rays is kept while camera and pose stay."""
 
     def __init__(self) -> None:
         self._key: tuple[Camera, int, bytes, float] | None = None
@@ -73,9 +76,10 @@ class ObstacleFinder:
         sparse: SparseDepth | None = None,
         inlier: NDArray[np.bool_] | None = None,
     ) -> Obstacles:
-        """What stands on the ground. gates: of the depth map that this camera saw.
+        """Return what stands on the ground.
 
-        sparse, inlier: the points that were measured, and (N,) which of them are believed.
+        gates: of the depth map of this camera. T_base_camera: (4, 4). sparse: the measured points,
+        or None. inlier: (N,) which of them the fit accepts; None for all.
         """
         every = max(1, round(max(gates.depth.shape) / GRID_PX))
         grid = self._prepare(camera, every, T_base_camera, config.max_range_m)
@@ -84,7 +88,7 @@ class ObstacleFinder:
         ground = ground_of_pixels(depth, within, grid)
         a, b, c = ground.astype(np.float32)
         x0, y0, z0 = grid.start
-        # The height over the ground is linear in the depth along each ray.
+        # Along each ray the height over the ground is linear in the depth.
         rise = grid.x * -b
         rise -= c * grid.y
         rise += grid.up
@@ -103,7 +107,8 @@ class ObstacleFinder:
             least = _least_height(config.max_drop_m, depth, unsure, camera_height, grid)
             deep = gates.believed(every) & (height < -least) & (offset < -rise * grid.reach)
             deep &= _support(deep)
-            # Depth at which a ray comes to the least height: a costmap's band begins at the ground.
+            # A costmap ignores what is below the ground, so a drop is marked where its ray passes
+            # through the least height.
             to_ground = np.float32(config.min_height_m - offset) / rise[deep]
             groups.append((grid.rays[deep] * to_ground[:, None], height[deep]))
         if sparse is not None and len(sparse):
@@ -137,7 +142,10 @@ class ObstacleFinder:
 def _least_height(
     configured_m: float, depth: F32, unsure: F32, camera_height: float, grid: Grid
 ) -> F32:
-    """(h, w) m off the ground from which on a pixel counts. unsure: (h, w) m, of its height."""
+    """Return the least height (h, w), m, at which a pixel counts as off the ground.
+
+    depth: (h, w) m. unsure: (h, w) m, the standard deviation of the pixels' heights.
+    """
     least = depth * depth
     least *= grid.flat_square
     least *= np.float32(max(configured_m, FAR_ERROR * camera_height) / NEAR_M**2)
@@ -146,7 +154,7 @@ def _least_height(
 
 
 def _support(stands: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """(h, w): whether enough pixels stand around each."""
+    """Return (h, w) whether enough pixels around each one stand too."""
     window = (SUPPORT_WINDOW, SUPPORT_WINDOW)
     count = cv2.boxFilter(
         stands.view(np.uint8), -1, window, normalize=False, borderType=cv2.BORDER_CONSTANT
@@ -155,9 +163,10 @@ def _support(stands: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def scan_ranges(obstacles: Obstacles, max_range_m: float) -> F32:
-    """(720,) m from -pi in steps of half a degree about the base frame's z: the nearest obstacle.
+    """Return the distance (720,), m, of the nearest obstacle in each direction from the base frame.
 
-    +Inf where ground was seen and no obstacle, NaN where nothing was.
+    The directions start at -pi about z and have steps of half a degree. +Inf where ground was seen
+    and no obstacle, NaN where nothing was seen.
     """
     count = round(2 * math.pi / SCAN_STEP_RAD)
     ranges: F32 = np.full(count, np.nan, np.float32)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What depends on the camera alone: the rays of a grid of pixels, in its and in the base frame."""
+"""The rays of a grid of pixels in the camera's and the base frame, computed once per camera."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ F64 = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Grid:
-    """What depends on the camera alone, for a grid of h x w pixels: of every n-th row and column.
+    """The rays of a grid of h x w pixels, every n-th row and column of the image.
 
-    rays: (h, w, 3) of the camera. x, y, up: (h, w) the same in the base frame. reach: (h, w)
-    m, the depth at which a ray leaves the range. flat_square: (h, w) squared length of a ray over
-    the ground. start: (3,) m, the camera in the base frame. T_base_camera: (4, 4).
+    rays: (h, w, 3) in the camera's frame, z = 1. x, y, up: (h, w) their coordinates in the base
+    frame. reach: (h, w) m, the depth at which a ray leaves the range max_range_m. flat_square:
+    (h, w) squared length of a ray's projection on the ground. start: (3,) m, the camera's position
+    in the base frame. T_base_camera: (4, 4).
     """
 
     every: int
@@ -35,7 +36,7 @@ class Grid:
 
     @classmethod
     def of(cls, camera: Camera, every: int, T_base_camera: F64, max_range_m: float) -> Grid:
-        """Of every n-th row and column of the camera, T_base_camera (4, 4)."""
+        """Create the grid of every n-th row and column of a camera. T_base_camera: (4, 4)."""
         rays = np.ascontiguousarray(camera.rays()[::every, ::every])
         base_rays = rays @ T_base_camera[:3, :3].T.astype(np.float32)
         start = T_base_camera[:3, 3].astype(np.float32)
@@ -52,6 +53,6 @@ class Grid:
 
 
 def over_ground(points: F32, T_base_camera: F64) -> F32:
-    """(N, 2) m, x and y in the base frame of points (N, 3) m in the camera's."""
+    """Return x and y (N, 2), m, in the base frame of points (N, 3), m, in the camera's frame."""
     T = T_base_camera.astype(np.float32)
     return points @ T[:2, :3].T + T[:2, 3]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ground as the depth map shows it, and the slopes on it that a robot can drive."""
+"""The ground plane fitted to a depth map, and slopes on it that a robot can drive."""
 
 from __future__ import annotations
 
@@ -13,26 +13,31 @@ from depth_node.obstacles.grid import Grid
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 
-GROUND_BAND_M = 0.15  # what is nearer to the expected ground may be ground
-GROUND_SCALE_M = 0.03  # Tukey's biweight: farther from the plane counts nothing
+GROUND_BAND_M = 0.15  # points nearer than this to the expected ground may be ground
+GROUND_SCALE_M = 0.03  # of Tukey's biweight: points farther from the plane have the weight 0
 GROUND_STEPS = 4  # of reweighting
-GROUND_EVERY = 6  # of the grid's rows and columns take part in the fit of the ground
-MIN_GROUND_POINTS = 100  # fewer do not put the ground right
-# Rows of LiDAR points on the floor lie apart as the square of the distance, which counts from here.
+GROUND_EVERY = 6  # every n-th row and column of the grid takes part in the fit of the ground
+MIN_GROUND_POINTS = 100  # with fewer the expected ground is not corrected
+# The spacing of scan rows on the floor grows with the square of the distance; beyond this distance
+# it matters.
 NEAR_M = 3.0
-MAX_TILT, MAX_OFFSET_M = math.tan(math.radians(5)), 0.1  # more is no ground put right
-# Of a slope: of so many points, so many planes are tried; how near to it they lie, from how low on,
-# over how far uphill, in steps, and across it, and which share of what is there.
+MAX_TILT, MAX_OFFSET_M = math.tan(math.radians(5)), 0.1  # a larger correction is not the ground's
+# RANSAC of a slope: points in the sample, planes that are tried, fewest points on the plane.
 SLOPE_POINTS, SLOPE_TRIES, MIN_SLOPE_POINTS = 600, 300, 60
+# Largest distance of a point from the plane; largest height of the slope's lowest point.
 SLOPE_NEAR_M, SLOPE_FOOT_M = 0.03, 0.06
+# Least length uphill; length of a step in which it is measured; most empty steps in a row.
 SLOPE_LENGTH_M, SLOPE_STEP_M, SLOPE_GAP = 0.8, 0.2, 2
+# Least width; least fraction of the occupied cells of a step that lie on the plane.
 SLOPE_WIDTH_M, SLOPE_SHARE = 0.5, 0.8
 MIN_SLOPE = math.tan(math.radians(1.0))
 
 
 def ground_of_pixels(depth: F32, within: NDArray[np.bool_], grid: Grid) -> F64:
-    """fit_ground(), (3,), of some pixels near the expected ground: those within, (h, w), the gates'
-    range. depth: (h, w) m."""
+    """Return fit_ground(), (3,), of a subset of the pixels near the expected ground.
+
+    depth: (h, w) m. within: (h, w) bool, the pixels that may be used.
+    """
     some = (slice(None, None, GROUND_EVERY),) * 2
     d = depth[some]
     height = d * grid.up[some] + grid.start[2]
@@ -43,10 +48,11 @@ def ground_of_pixels(depth: F32, within: NDArray[np.bool_], grid: Grid) -> F64:
 
 
 def fit_ground(points: NDArray[np.floating]) -> F64:
-    """(3,) a, b, c: the ground's height a + b x + c y, m; zeros where it cannot be put right.
+    """Fit the ground's height a + b x + c y, m, to points; returns a, b, c (3,).
 
-    points: (N, 3) m in the base frame, near the expected ground. Reweighted least squares with
-    Tukey's biweight.
+    points: (N, 3) m in the base frame, near the expected ground. Iteratively reweighted least
+    squares with Tukey's biweight. Returns zeros, the expected ground, if there are too few points
+    or the plane is too far from it.
     """
     if len(points) < MIN_GROUND_POINTS:
         return np.zeros(3)
@@ -56,7 +62,7 @@ def fit_ground(points: NDArray[np.floating]) -> F64:
     for _ in range(GROUND_STEPS):
         off = (height - plane @ design) / scale
         weighted = design * np.square(np.maximum(1 - off * off, 0.0))
-        # A little of the expected ground: points in a line do not tell a plane.
+        # A weak prior of the expected ground: points on one line do not determine a plane.
         normal = weighted @ design.T + np.diag([1e-3, 1.0, 1.0])
         plane = np.linalg.solve(normal, weighted @ height)
         scale = max(scale / 2, GROUND_SCALE_M)
@@ -65,12 +71,12 @@ def fit_ground(points: NDArray[np.floating]) -> F64:
 
 
 def without_slope(xy: F32, height: F32, max_slope_deg: float) -> F32:
-    """(n,) m, heights over a slope where there is one, NaN for what is the slope itself.
+    """Return heights (n,), m, over a slope where there is one, NaN for points of the slope itself.
 
-    xy: (n, 2) m over the ground. height: (n,) m above it, of what would be obstacles; drops have
-    negative ones. A slope is a plane, no steeper than max_slope_deg, that begins at the ground and
-    is what most of the points in its place are: so a step is none, however a network smears it.
-    Found by RANSAC (Fischler and Bolles 1981).
+    xy: (n, 2) m over the ground. height: (n,) m above the ground, of the points that would be
+    obstacles; negative for drops. A slope is a plane, no steeper than max_slope_deg, that begins at
+    the ground and contains most of the points above its area: so a step is not a slope, however a
+    network smears it. The plane is found by RANSAC (Fischler and Bolles 1981).
     """
     high = np.flatnonzero(height > 0)
     some = high[np.linspace(0, len(high) - 1, min(len(high), SLOPE_POINTS)).astype(np.intp)]
@@ -97,14 +103,17 @@ def without_slope(xy: F32, height: F32, max_slope_deg: float) -> F32:
         return height
     inside = beside & (along > foot - SLOPE_STEP_M) & (along < end) & (height > 0)
     over = np.where(inside & (above > 0), above, height).astype(np.float32)
-    far = np.maximum(1, (xy**2).sum(axis=1) / NEAR_M**2)  # as the heights that count on the ground
+    far = np.maximum(1, (xy**2).sum(axis=1) / NEAR_M**2)  # grows like the least height on the floor
     over[inside & (above < SLOPE_NEAR_M * far)] = np.nan
     return over
 
 
 def _slope_plane(xy: F64, height: F32, steepest: float) -> F64 | None:
-    """(3,) a, b, c of the plane a + b x + c y, in the slope allowed, that most points (n, 2) and
-    (n,) lie near; None without enough."""
+    """Return a, b, c (3,) of the plane a + b x + c y that most points lie near, or None.
+
+    xy: (n, 2) m. height: (n,) m. steepest: largest gradient. None if there are too few points, or
+    if no plane has a gradient between MIN_SLOPE and steepest.
+    """
     if len(xy) < MIN_SLOPE_POINTS:
         return None
     design = np.column_stack([np.ones(len(xy)), xy])
@@ -124,15 +133,16 @@ def _slope_plane(xy: F64, height: F32, steepest: float) -> F64 | None:
 
 
 def _length_of_slope(place: F64, near: NDArray[np.bool_]) -> float:
-    """m uphill over which the plane of a slope is met nearly everywhere across it.
+    """Return how far uphill, m, points across the whole width lie near the plane of a slope.
 
-    place: (n, 2) m uphill from its foot, and across. near: (n,) whether they lie near the plane.
+    place: (n, 2) m uphill from its foot, and across. near: (n,) whether the points lie near the
+    plane.
     """
     row, col = np.floor(place / SLOPE_STEP_M).astype(np.intp).T
     shape = (max(int(row.max(initial=0)) + 1, 1), max(int(col.max(initial=0)) + 2, 1))
     seen, met = np.zeros(shape, bool), np.zeros(shape, bool)
     uphill = row >= 0
-    seen[row[uphill], col[uphill] + 1] = True  # across from -1 on
+    seen[row[uphill], col[uphill] + 1] = True  # columns begin at -1
     met[row[uphill & near], col[uphill & near] + 1] = True
     length, gap = 0, 0
     for number, (there, on) in enumerate(zip(seen.sum(axis=1), met.sum(axis=1), strict=True)):

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measured points that stand on the ground: of a low thing that the network does not see they are
-all there is."""
+"""Measured points that stand on the ground: the only evidence of a low object that the network does
+not see."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ from depth_node.obstacles.settings import ObstacleConfig
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 
-NOISE_POINTS, MIN_NOISE_POINTS = 1000, 30  # of the measured points tell their noise
-USUAL_NOISE_M = 0.03  # of a LiDAR's range, where too few of its points hit the ground
-SIGMAS = 4.0  # of a point's noise that are no height
-FLATNESS = 1 / 150  # 2 cm in 3 m: so far a floor, and the plane through it, may be off
-CELL_M, MIN_MEASURED = 0.15, 3  # so many measured points in a cube support each other
-# The least share of the rays through a cube that a thing takes; a drop of rain takes one of them.
+NOISE_POINTS, MIN_NOISE_POINTS = 1000, 30  # sample, and fewest ground points, to estimate the noise
+USUAL_NOISE_M = 0.03  # of a LiDAR's range, used if too few of its points hit the ground
+SIGMAS = 4.0  # a height of fewer standard deviations of the noise does not count
+FLATNESS = 1 / 150  # 2 cm in 3 m: largest deviation of a floor from the plane fitted to it
+CELL_M, MIN_MEASURED = 0.15, 3  # so many measured points in a cube of this side support each other
+# Least fraction of the rays through a cube that an object returns; a rain drop returns one ray.
 MIN_SHARE = 0.05
-# A ground below the expected one: points so near, so far below the camera at most, so many times
-# more than where the ground should be, and such a share of them at one height.
+# Detection of a ground below the expected one: largest distance of the points used, how far below
+# the camera they may be, how many times more there must be than on the expected ground, and the
+# least fraction of them at one height.
 GROUND_SEEN_M, MOST_BELOW_M, MUCH_MORE, FLAT_SHARE = 5.0, 3.0, 10, 0.7
 DENSITY_PX = 32  # squares in which the density of rays is counted
 
@@ -40,11 +41,13 @@ def measured_obstacles(
     ground: F64,
     config: ObstacleConfig,
 ) -> tuple[F32, F32]:
-    """Those of the believed points (N,) that are obstacles: (n, 3) m in the camera's frame, and
-    (n,) m of height.
+    """Return the measured points that are obstacles: (n, 3) m in the camera's frame.
 
-    Their ground is the plane through those of them that lie near the expected one, because the
-    depth map between them may be heaved; where they are few it is that of the depth map.
+    The second result is their height (n,), m; a drop is moved up to the least height on its ray,
+    with a negative height. believed: (N,) bool, which points of `sparse` are used. ground: (3,)
+    that of the depth map. The ground of the measured points is a plane fitted to those near the
+    expected ground, because the depth map between them may be too high; if there are few, it is
+    `ground`.
     """
     rays, T_base_camera = camera.rays(), grid.T_base_camera
 
@@ -64,7 +67,8 @@ def measured_obstacles(
     above = some @ up
     noise_m = _range_noise(above + start, _steepness(some, above))
 
-    # A pixel of the grid is so high; it is not where the point is, but nearly.
+    # The height of each point, from the ray of the nearest pixel of the grid; `slack` allows for
+    # the offset between the two.
     rise = grid.up.copy()
     rise -= np.float32(b) * grid.x
     rise -= np.float32(c) * grid.y
@@ -89,7 +93,7 @@ def measured_obstacles(
     if config.max_drop_m == 0:
         return points[stands], height[stands].astype(np.float32)
     deep = height < -np.maximum(noise_height, np.float32(config.max_drop_m))
-    # Where their rays come to the least height.
+    # The points at which their rays pass through the least height.
     to_edge = (start - np.float32(config.min_height_m)) / (start - height[deep])
     edge = points[deep] * to_edge[:, None]
     xy = over_ground(edge, T_base_camera)
@@ -102,10 +106,11 @@ def measured_obstacles(
 
 
 def ground_below(sparse: SparseDepth, camera: Camera, T_base_camera: F64) -> float:
-    """How far below the expected ground the measured points (N,) see one, m; 0.0 where they see it
-    about where it is expected, NaN where they do not tell.
+    """Return how far below the expected ground the measured points (N,) see a ground, m.
 
-    Nothing that low is ever an obstacle, so that a base frame on the axle hides what lies about.
+    0.0 if they see it about where it is expected, NaN if they do not show it. Nothing below the
+    expected ground is ever an obstacle, so a base frame at the height of the axle would hide low
+    obstacles.
     """
     sample = np.arange(0, len(sparse), 1 + len(sparse) // NOISE_POINTS)
     rays = camera.rays()[sparse.rows[sample], sparse.cols[sample]]
@@ -125,25 +130,26 @@ def ground_below(sparse: SparseDepth, camera: Camera, T_base_camera: F64) -> flo
 
 
 def _rays_through(sparse: SparseDepth, which: NDArray[np.intp], camera: Camera) -> F32:
-    """(n,) how many measured rays a cube of CELL_M takes in the image, at the points `which`."""
+    """Return how many measured rays (n,) pass through a cube of CELL_M at each point `which`."""
     down, across = -(-camera.height // DENSITY_PX), -(-camera.width // DENSITY_PX)
     square = sparse.rows // DENSITY_PX * across + sparse.cols // DENSITY_PX
     number = np.bincount(square, minlength=down * across).reshape(down, across)
-    # What the LiDAR's field of view cuts is as dense as the square beside it.
+    # A square that the border of the LiDAR's field of view crosses counts as dense as its densest
+    # neighbour.
     densest = cv2.dilate(number.astype(np.float32), np.ones((3, 3), np.uint8)).ravel()
     side_px = np.float32(CELL_M * camera.fx) / sparse.depth[which]
     return np.asarray(densest[square[which]] * (side_px / DENSITY_PX) ** 2, np.float32)
 
 
 def _supported(xy: F32, height: F32, rays: F32) -> NDArray[np.bool_]:
-    """(n,) whether enough points lie in the cube of each, of the rays (n,) that pass through it.
+    """Return (n,) whether the cube of each point contains enough points.
 
-    xy: (n, 2) m over the ground. height: (n,) m above it.
+    xy: (n, 2) m over the ground. height: (n,) m above it. rays: (n,) that pass through the cube.
     """
     least = np.maximum(np.float32(MIN_MEASURED), np.float32(MIN_SHARE) * rays)
     place = np.column_stack([xy, height])
     supported: NDArray[np.bool_] = np.zeros(len(xy), bool)
-    for shift in (0.0, 0.5):  # what a border of cubes divides lies within one of the other grid
+    for shift in (0.0, 0.5):  # points split by a border of one grid share a cube of the other
         x, y, z = np.floor(place / np.float32(CELL_M) + np.float32(shift)).astype(np.int64).T
         _, group, counts = np.unique(
             (x * 1_000_003 + y) * 10_007 + z, return_inverse=True, return_counts=True
@@ -153,16 +159,19 @@ def _supported(xy: F32, height: F32, rays: F32) -> NDArray[np.bool_]:
 
 
 def _steepness(points: F32, above: F32) -> F32:
-    """(n,) sine at which rays to points (n, 3) meet the ground; above: (n,) m along its normal."""
+    """Return the sine (n,) of the angle between the rays to points (n, 3) and the ground.
+
+    above: (n,) m, the points' component along the ground's normal.
+    """
     sine: F32 = np.abs(above) / np.sqrt((points * points).sum(1))
     return sine
 
 
 def _range_noise(height: F32, steepness: F32) -> float:
-    """m, one sigma along the ray of the points that hit the ground, as their heights show it.
+    """Return the standard deviation, m, along the ray, estimated from points on the ground.
 
-    height: (n,) m over the ground, steepness: (n,) sine at which the rays meet it. A floor that is
-    not even counts as noise, which it is here.
+    height: (n,) m over the ground, steepness: (n,) sine of the angle between ray and ground. An
+    uneven floor increases the result, as it should.
     """
     floor = (np.abs(height) < np.float32(GROUND_BAND_M)) & (steepness > 0.2)
     if np.count_nonzero(floor) < MIN_NOISE_POINTS:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Settings of the obstacles: where the ground is, and what on it counts."""
+"""Settings of the obstacles: where the ground is, and which heights and ranges count."""
 
 from __future__ import annotations
 
@@ -105,16 +105,20 @@ class ObstacleConfig:
             )
 
     def fixed_ground(self) -> F64 | None:
-        """T_base_camera (4, 4) of the parameters, the base frame below the camera; None without."""
+        """Return T_base_camera (4, 4) of the parameters, the base frame below the camera.
+
+        None if camera_height_m is not set.
+        """
         if self.camera_height_m <= 0:
             return None
         return camera_above_ground(self.camera_height_m, self.camera_pitch_deg)
 
 
 def camera_above_ground(height_m: float, pitch_deg: float) -> F64:
-    """T_base_camera (4, 4) of a camera so high above the base frame that looks ahead and down.
+    """Return T_base_camera (4, 4) of a camera above the base frame that looks ahead and down.
 
-    Base frame: on the ground, x ahead, y left, z up.
+    height_m: m above the base frame. pitch_deg: degrees down from level. Base frame: on the ground,
+    x ahead, y left, z up.
     """
     pitch = math.radians(pitch_deg)
     T = np.eye(4)
