@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether the LiDAR is where it is said to be, and when: told by edges of image and scan."""
+"""Extrinsics and time offset of a LiDAR, checked and estimated by the edges of image and scan."""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The correction of a LiDAR's pose and time that puts its edges on those of the images.
+"""Estimation of the correction of a LiDAR's pose and time that aligns its edges with the images'.
 
-A correction is (7,): see observation.AXES; T_corrected = correction_matrix(c) @ T_camera_lidar.
+A correction c is (7,), see observation.AXES; T_corrected = correction_matrix(c) @ T_camera_lidar.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from depth_node.calibration.observation import (
 )
 
 BLOCKS = 10
-"""Neighbouring frames show the same edges: the bootstrap draws blocks of them, so many in all."""
+"""Blocks of neighbouring frames, which show the same edges: the bootstrap draws whole blocks."""
 RESAMPLES = 200
 Fields = dict[float, list[npt.NDArray[np.float32]]]  # edge maps (h, w) by their reach, px
 
 UNIT = np.array([*np.deg2rad([1.0, 1.0, 1.0]), 0.05, 0.05, 0.05, 0.05])
-"""One degree, 5 cm, 50 ms: what counts as one step along each axis."""
+"""(7,) rad, m, s: the size of one step along each axis: one degree, 5 cm, 50 ms."""
 LIMIT = np.array([6.0, 6.0, 6.0, 3.0, 3.0, 3.0, 2.4])
-"""UNITs: 6 degrees, 15 cm, .12 s are as far as a search goes."""
+"""(7,) in UNITs: the limits of a search: 6 degrees, 15 cm, 0.12 s."""
 KNOWN = np.array([*np.deg2rad([0.3, 0.3, 0.3]), 0.03, 0.03, 0.03, 0.02])
-"""(7,) rad, m, s: an axis counts as known if its standard deviation is below."""
+"""(7,) rad, m, s: an axis counts as known if its standard deviation is below this."""
 LOCAL_RADIUS = 0.5
-"""UNITs: perturbations of the local-maximum test."""
+"""In UNITs: size of the perturbations of the local-maximum test."""
 
 
 def corrections_of(steps: Floats) -> Floats:
-    """Corrections (K, 7) of steps (K, 6) or (K, 7) in UNITs."""
+    """Convert steps (K, 6) or (K, 7) in UNITs to corrections (K, 7)."""
     out = np.zeros((len(steps), 7))
     d = steps.shape[1]
     out[:, :d] = steps * UNIT[:d]
@@ -47,7 +47,7 @@ def corrections_of(steps: Floats) -> Floats:
 
 
 def correction_matrix(correction: Floats) -> Floats:
-    """(4, 4) of a correction (6,) or (7,): T_corrected = this @ T_camera_lidar."""
+    """Return the (4, 4) matrix of a correction (6,) or (7,): T_corrected = it @ T_camera_lidar."""
     T = np.eye(4)
     T[:3, :3] = Rotation.from_rotvec(correction[:3]).as_matrix()
     T[:3, 3] = correction[3:6]
@@ -55,25 +55,25 @@ def correction_matrix(correction: Floats) -> Floats:
 
 
 def _block_sums(per_frame: Floats) -> Floats:
-    """Sums (B, K) of blocks of neighbouring frames (F, K)."""
+    """Sum the scores per frame (F, K) over blocks of neighbouring frames: (B, K)."""
     blocks = np.array_split(np.arange(len(per_frame)), min(BLOCKS, len(per_frame)))
     return np.stack([per_frame[block].sum(0) for block in blocks])
 
 
 @lru_cache(maxsize=64)
 def _draws(blocks: int) -> npt.NDArray[np.int64]:
-    """How often each block is drawn in each resample, (RESAMPLES, blocks)."""
+    """Return how often each block is drawn in each resample, (RESAMPLES, blocks)."""
     rng = np.random.default_rng(0)
     return rng.multinomial(blocks, np.full(blocks, 1 / blocks), RESAMPLES)
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """correction (7,), see observation.AXES, and covariance (7, 7); rad, m, s.
+    """An estimated correction (7,), see observation.AXES, with its covariance (7, 7); rad, m, s.
 
     edges: LiDAR discontinuities used. worse: fraction of small perturbations that score worse than
-    the pose before the correction; confidence: of the bootstrap's draws, in how many
-    all of them do. time_known: whether the motion allowed a time offset.
+    the pose before the correction; confidence: fraction of the bootstrap's resamples in which at
+    least 99 % of them do. time_known: whether the motion allowed a time offset to be estimated.
     """
 
     correction: Floats
@@ -90,15 +90,16 @@ class Estimate:
 
     @property
     def unknown(self) -> list[str]:
-        """The axes that the data leave open; the time only where the motion tells of it."""
+        """The axes that the data leave undetermined; the time only if the motion could show it."""
         axes = range(7 if self.time_known else 6)
         return [AXES[axis] for axis in axes if self.std[axis] > KNOWN[axis]]
 
 
 def local_maximum(scores: Floats) -> tuple[float, float]:
-    """Fraction of perturbations that score worse, and in how many draws at least .99 of them do.
+    """Return the fraction of perturbations that score worse than the pose, and its confidence.
 
-    scores: (F, 1 + K), the first column those of the pose itself.
+    The confidence is the fraction of bootstrap resamples in which at least 0.99 of the
+    perturbations score worse. scores: (F, 1 + K), the first column those of the pose itself.
     """
     sums = _block_sums(scores)
     total = sums.sum(0)
@@ -108,14 +109,14 @@ def local_maximum(scores: Floats) -> tuple[float, float]:
 
 
 def perturbations(dimensions: int) -> Floats:
-    """(1 + K, dimensions) in -1..1: none, along each axis to both sides, and mixed ones."""
+    """Return perturbations (1 + K, dimensions) in -1..1: none, both ways along each axis, mixed."""
     axes = np.eye(dimensions)
     mixed = np.random.default_rng(11).uniform(-1, 1, (12, dimensions))
     return np.concatenate([np.zeros((1, dimensions)), axes, -axes, mixed, -mixed])
 
 
 def usable_dimensions(observations: Sequence[Observation]) -> int:
-    """7 where most frames know the camera's motion and it moves, else 6: no time offset."""
+    """Return 7 if the camera is known to move in most frames, else 6, without the time offset."""
     moving = [
         o.twist is not None and bool((np.abs(o.twist) > (0.05,) * 3 + (0.1,) * 3).any())
         for o in observations
@@ -124,7 +125,10 @@ def usable_dimensions(observations: Sequence[Observation]) -> int:
 
 
 def divided(observations: Sequence[Observation]) -> list[Observation]:
-    """At least BLOCKS observations: few frames are cut into strips with a part of the points."""
+    """Return at least BLOCKS observations: a few frames are divided into vertical strips.
+
+    Each strip has a part of the points, by their column in the image.
+    """
     parts = -(-BLOCKS // max(len(observations), 1))
     if parts <= 1:
         return list(observations)
@@ -137,7 +141,11 @@ def divided(observations: Sequence[Observation]) -> list[Observation]:
 
 @dataclass(frozen=True)
 class SearchStage:
-    """reach of the edges, px; deviation, UNITs, that the draws start with; least: added to it."""
+    """A stage of a search.
+
+    reach_px: reach of the edges. deviation: standard deviation of the first draws, in UNITs. least:
+    standard deviation, in UNITs, that is added to that of the best draws in each round.
+    """
 
     reach_px: float
     deviation: float
@@ -154,7 +162,11 @@ SEARCH = (
 
 @dataclass(frozen=True)
 class Effort:
-    """How much a search tries: stages, draws and the best of them per round, rounds, edges."""
+    """The effort of a search.
+
+    stages: coarse to fine. draws: per round. elite: how many of the best draws give the next mean
+    and covariance. rounds: per stage. edges: about how many LiDAR edges are used in all.
+    """
 
     stages: tuple[SearchStage, ...] = SEARCH
     draws: int = 160
@@ -164,11 +176,12 @@ class Effort:
 
 
 KEEP = 0.2
-"""Of the old spread in the new one: a valley that lies askew is not left too early."""
+"""Weight of the old covariance in the new one: the search must not narrow too early in a diagonal
+ridge of the score."""
 
 
 def thinned(observations: Sequence[Observation], edges: int) -> list[Observation]:
-    """The observations with about so many edges in all."""
+    """Return the observations thinned to about `edges` LiDAR edges in all."""
     share = edges / max(sum(len(o.points) for o in observations), 1)
     if share >= 1:
         return list(observations)
@@ -187,11 +200,11 @@ def search(
     seed: int = 3,
     fields: Fields | None = None,
 ) -> Iterator[Floats]:
-    """Coarse to fine; yields the best correction (7,) so far after each round.
+    """Search a correction from coarse to fine; yields the mean (7,) of the best after each round.
 
-    The cross-entropy method: draws around a mean, the best of them give the next mean and spread.
-    counts: (F,) how often each observation counts. fields: edge maps of the observations, if they
-    are there already.
+    The cross-entropy method: corrections are drawn around a mean, and the best of them give the
+    next mean and covariance. start: (7,), None for no correction. counts: (F,) weight of each
+    observation. fields: edge maps of the observations by reach; missing ones are added.
     """
     d = usable_dimensions(observations)
     some = thinned(observations, effort.edges)
@@ -223,9 +236,10 @@ def resampled(
     repeats: int,
     fields: Fields | None = None,
 ) -> Iterator[Floats]:
-    """Corrections (7,) found from a start in bootstrap resamples of blocks of frames, in turn.
+    """Search a correction (7,) in each of `repeats` bootstrap resamples of blocks of frames.
 
-    Yields after each round; NaN until the search of a resample has ended.
+    Every search begins at `start` (7,). Yields NaN (7,) after each round, and the correction after
+    the last round of a resample.
     """
     count = len(observations)
     block_of = np.arange(count) * min(BLOCKS, count) // max(count, 1)
@@ -241,7 +255,10 @@ def resampled(
 
 
 def covariance_of(corrections: Floats, time_known: bool) -> Floats:
-    """Covariance (7, 7) of resampled corrections (n, 7); an unknown time has 100 ms."""
+    """Return the covariance (7, 7) of resampled corrections (n, 7).
+
+    An unknown time gets a standard deviation of 100 ms.
+    """
     blocks = BLOCKS / (BLOCKS - 1)
     covariance = np.atleast_2d(np.cov(corrections.T)) * blocks + np.diag((0.01 * UNIT) ** 2)
     if not time_known:
@@ -250,9 +267,9 @@ def covariance_of(corrections: Floats, time_known: bool) -> Floats:
 
 
 def pose_covariance(T: Floats, covariance: Floats) -> Floats:
-    """Covariance (6, 6) of a pose T (4, 4) as ROS orders it: x, y, z, turns about those axes.
+    """Return the covariance (6, 6) of a pose T (4, 4) in the order of ROS: x, y, z and rotations.
 
-    covariance: (7, 7) of a correction of it. A turn of the correction moves the LiDAR too.
+    covariance: (7, 7) of a correction of the pose, whose rotation also moves the LiDAR's origin.
     """
     x, y, z = T[:3, 3]
     J = np.zeros((6, 7))
@@ -263,15 +280,16 @@ def pose_covariance(T: Floats, covariance: Floats) -> Floats:
 
 
 def _last(rounds: Iterator[Floats]) -> Floats:
-    """The last correction (7,) of a search."""
+    """Return the last correction (7,) of a search."""
     (correction,) = deque(rounds, maxlen=1)
     return correction
 
 
 def rivals(ends: Floats, scores: Floats, correction: Floats) -> Floats:
-    """Covariance (7, 7) of other ends (n, 7) of the search that score (n,) nearly as high.
+    """Return the covariance (7, 7) due to other results of the searches that score nearly as high.
 
-    They lie elsewhere, beyond RIVAL_UNITS: the data do not say which of them is the pose.
+    ends: (n, 7) results, scores: (n,). Rivals are farther from the correction (7,) than
+    RIVAL_UNITS: the data do not show which of them is the pose.
     """
     off = ends - correction
     rival = (scores >= RIVAL_SCORE * scores.max()) & (np.abs(off / UNIT).max(1) > RIVAL_UNITS)
@@ -283,7 +301,7 @@ def rivals(ends: Floats, scores: Floats, correction: Floats) -> Floats:
 RIVAL_SCORE, RIVAL_UNITS = 0.9, 1.0
 STARTS = 10
 START_DEVIATION = np.array([2.0, 2.0, 2.0, 1.0, 1.0, 1.0, 0.5])
-"""UNITs: the third start and those after it are drawn; the first two are the stated pose."""
+"""In UNITs: standard deviation of the starts; the first two starts are the stated pose itself."""
 FINE = Effort(SEARCH[-1:], draws=160, elite=20, rounds=8, edges=30_000)
 RESAMPLE = Effort(SEARCH[-2:], draws=100, elite=14, rounds=6, edges=5000)
 REPEATS = 16
@@ -292,9 +310,10 @@ REPEATS = 16
 def calibrate(
     observations: Sequence[Observation], on_step: Callable[[str], None] = lambda text: None
 ) -> Estimate:
-    """The correction of a pose that may be 5 degrees, 10 cm and .1 s off.
+    """Estimate the correction of a pose that may be 5 degrees, 10 cm and 0.1 s off.
 
-    Several searches with other draws: the one that ends highest is refined with all edges.
+    Several searches with different random draws are made; the result with the highest score is
+    refined with more edges. on_step: called with the name of each step that is done.
     """
     observations = divided(observations)
     fields: Fields = {FINE_PX: [o.spread(FINE_PX) for o in observations]}
@@ -324,7 +343,7 @@ def calibrate(
 
 
 def describe(correction: Floats) -> str:
-    """A correction (7,) in words: degrees, centimetres, milliseconds."""
+    """Describe a correction (7,) in words: degrees and centimetres, without the time."""
     turned = ", ".join(
         f"{name} {np.rad2deg(value):+.2f} deg"
         for name, value in zip(AXES[:3], correction[:3], strict=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where an image (or a prediction) has edges, spread so that a near miss counts too."""
+"""Edges of an image, spread so that a near miss scores too."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ import numpy as np
 import numpy.typing as npt
 
 WORK_WIDTH_PX = 320
-"""Images are reduced to about this width: a pixel is then .15 to .3 degrees."""
+"""Images are reduced to about this width: a pixel is then 0.15 to 0.3 degrees."""
 STRONG_FRACTION = 0.06
-"""So many pixels, those of the steepest gradient, are edges at full strength."""
+"""This fraction of the pixels, those of the steepest gradient, are edges at full strength."""
 LEAST_GRADIENT = 16
-"""Of 1020: a step of four grey values; less is noise, however blank the image."""
+"""Of at most 1020: a step of four grey values; less is noise, also in an image without edges."""
 WEAK_FRACTION = 0.2
-"""Beyond so many pixels there is no edge; in between the strength falls to 0."""
+"""Beyond this fraction of the steepest pixels there is no edge; up to it the strength falls to 0."""
 
 
 def gradient_strength(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    """Larger of |Sobel x| and |Sobel y| of a grey (h, w) or RGB (h, w, 3) image -> (h, w).
+    """Return the larger of |Sobel x| and |Sobel y| (h, w) of a grey (h, w) or RGB (h, w, 3) image.
 
-    Of the channels the largest: a blue table on a grey floor has no edge in grey.
+    Of RGB the channel with the largest gradient counts: a blue table on a grey floor may have no
+    edge in grey.
     """
     across = np.abs(cv2.Sobel(image, cv2.CV_16S, 1, 0, ksize=3))
     down = np.abs(cv2.Sobel(image, cv2.CV_16S, 0, 1, ksize=3))
@@ -31,11 +32,11 @@ def gradient_strength(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
 
 
 def edge_strength(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    """Edges (h, w) float32 in 0..1 of a grey (h, w) or RGB (h, w, 3) image.
+    """Return the edge strength (h, w), float32 in 0..1, of a grey (h, w) or RGB (h, w, 3) image.
 
-    1 at the steepest STRONG_FRACTION of the pixels, 0 beyond the steepest WEAK_FRACTION: which
-    gradients are steep is the image's own measure, so exposure and contrast do not count. An image
-    without any gradient has no edges.
+    It is 1 at the steepest STRONG_FRACTION of the pixels and 0 beyond the steepest WEAK_FRACTION:
+    the thresholds are quantiles of the image itself, so exposure and contrast have no influence. An
+    image without gradients has no edges.
     """
     strength = gradient_strength(image)
     # Quantiles of a histogram: Sobel's values are whole numbers up to 4 * 255.
@@ -50,9 +51,10 @@ def edge_strength(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
 
 
 def spread(edges: npt.NDArray[np.float32], reach_px: float) -> npt.NDArray[np.float32]:
-    """A decaying dilation (h, w): each pixel the largest edge * exp(-distance / reach) around it.
+    """Spread edges (h, w): each pixel gets the largest edge * exp(-distance / reach) around it.
 
-    In steps of one pixel, each a dilation over the eight neighbours; a wide reach at half the size.
+    Done in steps of one pixel, each a dilation over the eight neighbours; a wide reach at half the
+    resolution.
     """
     height, width = edges.shape
     if reach_px >= 4 and min(height, width) >= 8:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Depth discontinuities of a LiDAR scan: where something near ends in front of something far."""
+"""Depth discontinuities of a LiDAR scan: where a near surface ends in front of a far one."""
 
 from __future__ import annotations
 
@@ -13,16 +13,20 @@ from depth_node.geometry.scan_lines import rows_by_angle
 
 MIN_JUMP_M = 0.15
 MIN_JUMP_RATIO = 0.08
-"""A discontinuity is a jump of the range by both: above the noise, beyond a slanted surface."""
+"""The range jumps by more than both at a discontinuity: more than noise or a slanted surface do."""
 SAME_SLOPE = 0.5
-"""Neighbouring steps that differ by less than this share of the larger are one slanted surface."""
+"""Neighbouring steps that differ by less than this fraction of the larger are a slanted surface."""
 MAX_GAP_DEG = 1.5
-"""Neighbours are at most so far apart; where the edge between them is, is known to half of it."""
+"""Largest angle between neighbours; the edge between them is known to half of their angle."""
 
 
 @dataclass(frozen=True)
 class DepthEdges:
-    """points: (n, 3) float64 m in the LiDAR's frame, where near surfaces end; weight: (n,)."""
+    """Edges of a scan.
+
+    points: (n, 3) float64 m in the LiDAR's frame, where near surfaces end. weight: (n,) of each
+    edge.
+    """
 
     points: npt.NDArray[np.float64]
     weight: npt.NDArray[np.float64]
@@ -32,13 +36,14 @@ class DepthEdges:
 
 
 def depth_edges(points: FloatArray, rotation: npt.NDArray[np.float64] | None = None) -> DepthEdges:
-    """Discontinuities of a scan (N, 3), in metres.
+    """Find the depth discontinuities of a scan (N, 3), metres in the LiDAR's frame.
 
-    Whatever the order of the points: those of about one elevation are a line, sorted by azimuth,
-    and those of about one azimuth a column. rotation: (3, 3) camera from LiDAR, used if the frame
-    of the points does not stand upright in the camera, as after a change of frame: angles are then
-    those of the camera. The edge lies half way between the near point and its far neighbour, at
-    the near one's range: a scan's steps are coarse, and the mean of many edges has no bias.
+    The order of the points does not matter: points of about the same elevation form a line, sorted
+    by azimuth, and points of about the same azimuth a column. rotation: (3, 3) camera from LiDAR;
+    if the z axis of the points' frame is not upright in the camera (as after a change of frame),
+    the angles are taken in the camera's frame. An edge is placed halfway between the near point and
+    its far neighbour, at the range of the near one: the angular steps of a scan are coarse, but the
+    mean of many such edges has no bias.
     """
     p = np.asarray(points, np.float64).reshape(-1, 3)
     if rotation is not None and abs(rotation[1, 2]) < 0.7:
@@ -70,7 +75,11 @@ def _along(
     along_deg: npt.NDArray[np.float64],
     metric: npt.NDArray[np.float64],
 ) -> DepthEdges:
-    """Discontinuities between neighbours along one angle, in rows of the other one."""
+    """Find discontinuities between neighbours along one angle, within rows of the other angle.
+
+    p: (N, 3) m. reach: (N,) m. across_deg, along_deg: (N,). metric: (N,) factor that turns a
+    difference of along_deg into an angle between rays.
+    """
     row = rows_by_angle(across_deg)
     order = np.lexsort((along_deg, row))
     row, angle, r = row[order], along_deg[order], reach[order]
@@ -90,11 +99,11 @@ def _along(
 
 
 def _slanted(step: npt.NDArray[np.float64], row: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-    """Whether the steps (n,) of 1 / range are those of a slanted plane: floors are no edges.
+    """Return which steps (n,) of 1 / range belong to a slanted plane, such as a floor: (n,) bool.
 
-    Along a scan line 1 / range of a plane changes evenly, so a neighbouring step of at least half
-    the size and of the same sign explains a step. row: (n + 1,) of the points; a step from one row
-    to the next explains nothing.
+    Along a scan line 1 / range of a plane changes evenly, so a step belongs to a plane if a
+    neighbouring step has the same sign and at least half its size. row: (n + 1,) of the points; a
+    step from one row to the next is not compared.
     """
     same = np.append(row[1:] == row[:-1], False)
     out = np.zeros(len(step), bool)

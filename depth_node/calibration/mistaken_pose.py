@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a LiDAR's pose was given with a usual mistake: the wrong way round, in other axes, with
-the numbers of its quaternion in another order.
+"""Detection of common mistakes in a LiDAR's pose: inverted, in other axes, or with the components
+of its quaternion in another order.
 
-A LiDAR that looks all around has points in the image with many a wrong pose, those beside or behind
-the robot, and a fit through them looks like any other. But a network knows which of two pixels is
-nearer, and agrees with the points by the right pose better than by any of these.
+A LiDAR that scans 360 degrees has points in the image with many wrong poses, namely points beside
+or behind the robot, and a fit through them looks like any other. But a network knows which of two
+pixels is nearer, and it agrees with the points best if these are projected with the right pose.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from depth_node.geometry.rigid import FloatArray, invert_rigid
 from depth_node.geometry.sparse_depth import ProjectionConfig, SparseDepth, project_points
 from depth_node.prediction import Prediction
 
-_FRAMES = 8  # that decide
-_MOST_POSES = 20  # more are those of a LiDAR that moves against the camera
-_APART_NS = 250_000_000  # of one image and the next that is looked at
+_FRAMES = 8  # frames that decide
+_MOST_POSES = 20  # if the pose changes more often, the LiDAR moves relative to the camera
+_APART_NS = 250_000_000  # between two images that are used
 _FEWEST = 50  # points in the image
-_MOST = 8000  # points of a scan
-_AGREES = 0.8  # rank correlation of nearness and points by the right pose: .82 to .98
-_BETTER = 0.1  # than by the stated pose, where that is wrong: -1 to .69
-_SMALL_TURN_RAD = 0.35  # a mistake that hardly changes the pose
+_MOST = 8000  # points of a scan that are used
+_AGREES = 0.8  # least rank correlation of a correct pose, which was 0.82 to 0.98
+_BETTER = 0.1  # least margin over the stated pose; a wrong one had -1 to 0.69
+_SMALL_TURN_RAD = 0.35  # mistakes that rotate the pose by less than this are not tested
 _ALL = ProjectionConfig(drop_occluded=False)
 
 # Body axes (x forward, y left, z up) to optical ones (x right, y down, z forward).
@@ -37,7 +37,7 @@ Pose = npt.NDArray[np.float64]
 
 
 def usual_mistakes(T_camera_lidar: Pose) -> dict[str, Pose]:
-    """What may be wrong with a pose (4, 4) -> the right one, if it is that."""
+    """Return for each mistake that a pose (4, 4) may contain the pose without this mistake."""
 
     def rotated_by(quaternion_xyzw: npt.NDArray[np.float64]) -> Pose:
         T = T_camera_lidar.copy()
@@ -63,17 +63,17 @@ def usual_mistakes(T_camera_lidar: Pose) -> dict[str, Pose]:
 
 
 class MistakenPose:
-    """Judges the first frames of one LiDAR pose; `sentence` then says what was found, or "".
+    """Judges a LiDAR's pose by its first frames; `sentence` then says what was found, or is "".
 
-    On rendered rooms (LiDAR of 16 lines all around, embedded network) the right pose is the best of
-    these by the median of some views, whichever of them is stated.
+    In rendered rooms (LiDAR of 16 lines over 360 degrees, embedded network) the right pose has the
+    highest median of some views among these poses, whichever of them is stated.
     """
 
     def __init__(self) -> None:
         self.forget()
 
     def forget(self) -> None:
-        """Judge anew."""
+        """Forget all frames and begin again."""
         self.sentence = ""
         self._T: Pose | None = None
         self._poses = 0
@@ -81,10 +81,11 @@ class MistakenPose:
         self._last_ns: int | None = None
 
     def look(self, frame: FrameInput, prediction: Prediction) -> None:
-        """A frame and what the network says of it; of several LiDARs the one with most points.
+        """Take a frame and the network's prediction for it.
 
-        Costs nothing once _FRAMES have been looked at, until the stated pose is another one, nor of
-        a LiDAR that moves against the camera.
+        Of several LiDARs the one with the most points is used. Once _FRAMES have been used, nothing
+        is computed until the stated pose changes, and nothing more for a LiDAR that moves relative
+        to the camera.
         """
         points, T = _most_points(frame)
         if points is None or T is None:
@@ -110,7 +111,7 @@ class MistakenPose:
 
 
 def _most_points(frame: FrameInput) -> tuple[FloatArray | None, Pose | None]:
-    """(N, 3) m and the stated pose (4, 4) of one LiDAR."""
+    """Return the points (N, 3), m, and the stated pose (4, 4) of the LiDAR with the most points."""
     if not frame.sources:
         return frame.points, frame.T_camera_lidar
     most = max(frame.sources, key=lambda source: len(source.points))
@@ -118,7 +119,10 @@ def _most_points(frame: FrameInput) -> tuple[FloatArray | None, Pose | None]:
 
 
 def _judged(agreement: list[dict[str, float]]) -> str:
-    """agreement: of each frame, by mistake; "" is the stated pose."""
+    """Return the sentence on the mistake that fits best, or "" if the stated pose may be right.
+
+    agreement: the rank correlation of each frame by mistake, with "" for the stated pose.
+    """
     median = {
         mistake: float(np.median([one[mistake] for one in agreement])) for mistake in agreement[0]
     }
@@ -135,12 +139,12 @@ def _judged(agreement: list[dict[str, float]]) -> str:
 
 
 def _turned_by(rotation: npt.NDArray[np.float64]) -> float:
-    """The angle in rad by which a matrix (3, 3) turns."""
+    """Return the angle, rad, of a rotation matrix (3, 3)."""
     return float(np.arccos(np.clip((np.trace(rotation) - 1) / 2, -1, 1)))
 
 
 def _agreement(nearness: npt.NDArray[np.floating], points: SparseDepth) -> float:
-    """Rank correlation of what the network says (H, W) and 1 / depth at the points; -1 of few."""
+    """Return the rank correlation of nearness (H, W) and 1 / depth at the points; -1 if too few."""
     near = nearness[points.rows, points.cols]
     known = np.isfinite(near)
     near, away = near[known], points.depth[known]

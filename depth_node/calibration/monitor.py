@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ExtrinsicsMonitor: while the robot works, whether the LiDAR is where it is said to be."""
+"""ExtrinsicsMonitor: checks a LiDAR's stated extrinsics while the robot works."""
 
 from __future__ import annotations
 
@@ -37,22 +37,23 @@ WINDOW = 25
 LEAST_OBSERVATIONS = 13
 EDGES_OF_A_FRAME = 250
 LEAST_EDGES = 250
-"""Fewer discontinuities than this in the window tell nothing."""
+"""With fewer discontinuities than this in the window nothing is judged."""
 SEARCH_AGAIN = 12
-"""Observations between two searches: a search tells the same of the same frames."""
+"""Observations between two searches: a search in nearly the same frames would find the same."""
 NEWEST = 8
-"""If these fail the test that those before them pass, the LiDAR has moved: only they count then."""
+"""If the newest observations, this many, fail the test that those before them pass, the LiDAR has
+moved, and only the newest are kept."""
 MOVED_FRACTION = 0.9
-"""Fewer small changes than this fit them worse: then they fail it."""
+"""The newest observations fail if a smaller fraction of small changes than this fits them worse."""
 MAXIMUM_FRACTION, MAXIMUM_CONFIDENCE = 0.99, 0.5
-"""The local-maximum test: so many small changes fit worse, in so many draws of the bootstrap."""
+"""Local-maximum test: least fraction of small changes that fit worse, and least confidence."""
 TOLERANCE = np.array([*np.deg2rad([0.4, 0.4, 0.4]), 0.025, 0.025, 0.04, 0.02])
 """(7,) rad, m, s: smaller corrections are not worth a warning."""
 SIGNIFICANT = 3.0
 """Standard deviations above which a correction counts as found."""
 SIMPLER = 0.96
-"""A correction along one axis that scores at least this share of the best is told instead: one
-thing that slipped is likelier than several that make up for each other."""
+"""A correction along one axis that scores at least this fraction of the best is reported instead:
+one displacement is more likely than several that compensate each other."""
 _FINDING = Effort(SEARCH[1:], draws=64, elite=13, rounds=5, edges=1500)
 _RESAMPLING = Effort(SEARCH[-1:], draws=48, elite=10, rounds=4, edges=1500)
 _RESAMPLES = 6
@@ -62,11 +63,11 @@ _TESTED = np.concatenate(
         LOCAL_RADIUS * UNIT[6] * np.array([[0.0] * 6 + [-1.0], [0.0] * 6 + [1.0]]),
     ]
 )
-"""The stated pose, small changes of it, and the points taken half a UNIT sooner and later."""
+"""Corrections: none, small changes of the pose, and times half a UNIT earlier and later."""
 
 
 class Finding(Enum):
-    """What the monitor says of the extrinsics."""
+    """The monitor's result on the extrinsics."""
 
     UNKNOWN = "too little structure to tell"
     CONSISTENT = "consistent"
@@ -76,12 +77,12 @@ class Finding(Enum):
 
 @dataclass(frozen=True)
 class Verdict:
-    """finding, a sentence, and what it rests on; nothing is corrected by it.
+    """A finding, a sentence, and the evidence for it; nothing is corrected by it.
 
     worse: fraction of small perturbations that score worse than the stated pose; confidence: 0..1
     of the finding. correction (7,) (see observation.AXES) with covariance (7, 7) and the proposed
-    T_camera_lidar (4, 4), the stated one where it is consistent: None where nothing can be told.
-    edges, frames: in the window. time_known: whether the motion tells of a time offset.
+    T_camera_lidar (4, 4), the stated one if it passed the local-maximum test: None if nothing was
+    judged. edges, frames: in the window. time_known: whether the motion shows a time offset.
     """
 
     finding: Finding = Finding.UNKNOWN
@@ -96,7 +97,7 @@ class Verdict:
     time_known: bool = False
 
     def text(self) -> str:
-        """The sentence with its confidence, and what it leaves open."""
+        """Return the sentence with its confidence and, where it applies, what it leaves open."""
         if self.finding is Finding.UNKNOWN:
             return f"unknown: {self.sentence}"
         motion = "" if self.time_known else "; too little motion to tell a time offset"
@@ -105,10 +106,10 @@ class Verdict:
 
 @dataclass
 class _Window:
-    """Observations with the scores of _TESTED, (1 + K + 2,), and the newest view's edge map.
+    """Observations with their scores (1 + K + 2,) of _TESTED, and the newest view's edge map.
 
-    The maps of the others are made again where a correction is searched, which is seldom: 25 views
-    of a camera would be 23 MB.
+    The maps of the other views are computed again when a correction is searched, which is rare: 25
+    maps of a camera would need 23 MB.
     """
 
     observations: deque[Observation] = field(default_factory=lambda: deque(maxlen=WINDOW))
@@ -121,7 +122,7 @@ class _Window:
         self.scores.append(observation.score(fine, _TESTED))
 
     def keep(self, count: int) -> None:
-        """Forget all but the newest."""
+        """Forget all but the newest `count` observations."""
         windows: list[deque[Any]] = [self.observations, self.scores]
         for values in windows:
             while len(values) > count:
@@ -129,8 +130,10 @@ class _Window:
 
 
 class ExtrinsicsMonitor:
-    """Judges one LiDAR by the last WINDOW observations of it: by the local-maximum test, and only
-    if that fails a correction is searched.
+    """Judges one LiDAR by its last WINDOW observations.
+
+    The stated pose is checked with the local-maximum test; only if it fails, a correction is
+    searched.
 
     T_camera_lidar: (4, 4) as stated; another pose needs another monitor.
     """
@@ -145,11 +148,11 @@ class ExtrinsicsMonitor:
     def look(
         self, observation: Observation, fine: npt.NDArray[np.float32]
     ) -> Iterator[Verdict | None]:
-        """Take an observation with the edge map (h, w) of its image of reach FINE_PX.
+        """Take an observation and the edge map (h, w), of reach FINE_PX, of its image.
 
-        A view that is the same as the last one counts for nothing. The verdict may change at once;
-        what is returned is the search for a correction, if one is due: step by step, some
-        milliseconds each, until it gives a verdict.
+        A view that is the same as the last one is ignored. The verdict may change at once. Returned
+        is the search for a correction, if one is due: an iterator of steps of some milliseconds
+        each, the last of which gives a verdict.
         """
         window = self._window
         if window.newest is not None and same_view(window.newest, fine):
@@ -200,7 +203,7 @@ class ExtrinsicsMonitor:
         )
 
     def _find(self, worse: float, confidence: float, edges: int) -> Iterator[Verdict | None]:
-        """Search a correction in the window of now, and how well it is known."""
+        """Search a correction and its covariance in the present window."""
         observations = list(self._window.observations)
         fields: Fields = {stage.reach_px: [] for stage in _FINDING.stages}
         for reach_px, each in fields.items():
@@ -224,7 +227,7 @@ class ExtrinsicsMonitor:
             singles.append(_single_axis(observations, maps, axis))
             yield None
         singles.sort(key=lambda one: -one.score)
-        # A correction that explains the scans no better than the stated pose is none.
+        # The correction must score better than the stated pose.
         both = np.stack([np.zeros(7), correction])
         scores = total_score(observations, maps, both).sum(0)
         best = max(float(scores[1]), singles[0].score)
@@ -234,7 +237,7 @@ class ExtrinsicsMonitor:
             axis = alike[0].axis
             correction = np.zeros(7)
             correction[axis] = alike[0].value
-            # Known better if the other axes are right; of those nothing more is known.
+            # The variance of this axis given that the other axes are right.
             own = 1 / np.linalg.inv(covariance)[axis, axis] + (0.05 * UNIT[axis]) ** 2
             deviation = np.sqrt(np.diag(covariance))
             covariance[axis], covariance[:, axis] = 0.0, 0.0
@@ -258,12 +261,12 @@ class ExtrinsicsMonitor:
 
 
 def _is_maximum(worse: float, confidence: float) -> bool:
-    """Whether the stated pose passes the local-maximum test."""
+    """Return whether the stated pose passes the local-maximum test."""
     return worse >= MAXIMUM_FRACTION and confidence >= MAXIMUM_CONFIDENCE
 
 
 def _moved(scores: Floats) -> bool:
-    """Whether the newest of the scores (F, 1 + K) fail the test that the ones before them pass."""
+    """Return whether the newest scores (F, 1 + K) fail the test that those before them pass."""
     if len(scores) < LEAST_OBSERVATIONS + NEWEST:
         return False
     before, newest = scores[:-NEWEST], scores[-NEWEST:]
@@ -282,7 +285,7 @@ class _Single:
 def _single_axis(
     observations: Sequence[Observation], maps: Sequence[npt.NDArray[np.float32]], axis: int
 ) -> _Single:
-    """The best correction along one axis alone: coarse steps, then fine ones."""
+    """Find the best correction along one axis alone, in coarse and then in fine steps."""
     centre, score = 0.0, 0.0
     for steps in (np.arange(-12, 13) * 0.25, np.arange(-4, 5) * 0.05):
         tried = np.zeros((len(steps), 7))
@@ -306,9 +309,10 @@ def judged(
     frames: int,
     time_known: bool,
 ) -> Verdict:
-    """The verdict on a correction (7,) with its covariance (7, 7); T_camera_lidar (4, 4) stated.
+    """Return the verdict on a correction (7,) of the stated T_camera_lidar (4, 4).
 
-    others: what explains the scans as well, said after the first explanation.
+    covariance: (7, 7) of the correction. better: whether it scores better than the stated pose.
+    others: other corrections that explain the scans as well, added to the sentence.
     """
     std = np.sqrt(np.diag(covariance))
     axes = range(7 if time_known else 6)
@@ -345,7 +349,7 @@ def judged(
 
 
 def amount(axis: int, value: float, std: float) -> str:
-    """A correction along an axis in words, with its deviation."""
+    """Describe a correction along one axis, with its standard deviation."""
     if axis < 3:
         return f"{np.rad2deg(abs(value)):.2f} +- {np.rad2deg(std):.2f} deg ({AXES[axis]})"
     if axis < 6:

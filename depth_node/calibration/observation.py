@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One frame reduced to what a LiDAR's pose is judged by, and its score of poses."""
+"""An observation: the edges of a frame's image and scan, and the score of a pose by them."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from depth_node.geometry.rigid import FloatArray, invert_rigid, transform
 Floats = npt.NDArray[np.float64]
 
 AXES = ("pitch", "yaw", "roll", "x", "y", "z", "time")
-"""Of a correction (7,): rad about the camera's x, y and z, m along them, s."""
+"""The axes of a correction (7,): rad about the camera's x, y and z, m along them, and s."""
 
 FINE_PX = 2.0
-"""Reach of the edges where a pose is judged; wide reaches only show a search the way."""
+"""Reach of the edges by which a pose is judged; larger reaches only guide a search."""
 LOCAL_REACHES, LEAST_LOCAL_PX = 12.0, 30.0
-"""Size of the surroundings that an edge stands out from, in reaches, and at least in px."""
+"""Size of the window whose mean is subtracted from an edge, in reaches, and at least in px."""
 
 
 def edge_map(edges: npt.NDArray[np.uint8], reach_px: float) -> npt.NDArray[np.float32]:
-    """Edges (h, w) spread to score with, less their mean around each pixel.
+    """Return the edges (h, w), spread, minus their mean around each pixel, to score poses with.
 
-    A random pose scores about 0, and a texture that is full of edges is no better a place for a
-    scan's edges than a blank wall: only an edge between calm surfaces is.
+    A random pose scores about 0, and scan edges gain nothing on a texture full of edges, just as on
+    a blank wall: only on an edge between smooth surfaces.
     """
     wide = spread(np.asarray(edges, np.float32) / np.float32(255), reach_px)
     size = 2 * round(max(LOCAL_REACHES * reach_px, LEAST_LOCAL_PX) / 2) + 1
@@ -41,14 +41,15 @@ def edge_map(edges: npt.NDArray[np.uint8], reach_px: float) -> npt.NDArray[np.fl
 
 
 SAME_VIEW = 0.8
-"""Edge maps of one view correlate by more than this; .1 s of a walk by less than .76 mostly, .35 s
-by less than .6 (rooms 0, 3 and 5; noise of up to 5 grey values)."""
+"""Edge maps of one view correlate by more than this; views 0.1 s apart on a walk by less than 0.76
+mostly, 0.35 s apart by less than 0.6 (rooms 0, 3 and 5; noise of up to 5 grey values)."""
 
 
 def same_view(one: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> bool:
-    """Whether two edge maps (h, w) of reach FINE_PX are of a camera that stands still.
+    """Return whether two edge maps (h, w) of reach FINE_PX show the same view.
 
-    The same edges once more are no evidence: a camera that stands would be sure of its accidents.
+    The same edges again are no new evidence: with a camera at rest, chance alignments would be
+    counted many times.
     """
     if one.shape != other.shape:
         return False
@@ -60,10 +61,11 @@ def same_view(one: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> b
 
 @dataclass(frozen=True)
 class Observation:
-    """Edges of a frame. edges: (h, w) uint8, camera: of that size; points (n, 3) m in the camera.
+    """The edges of a frame.
 
-    twist: (6,) rad/s and m/s, the camera's own motion in its frame (rotation, translation); None
-    where nobody knows.
+    edges: (h, w) uint8 of the image. camera: of that size. points: (n, 3) m, the scan's edges in
+    the camera's frame. weight: (n,). twist: (6,) rad/s and m/s, the camera's own motion in its
+    frame (rotation, translation); None if unknown.
     """
 
     camera: Camera
@@ -73,21 +75,24 @@ class Observation:
     twist: Floats | None = None
 
     def subset(self, chosen: npt.NDArray[np.intp]) -> Observation:
-        """The same frame with some of its points: indices (n,)."""
+        """Return the same frame with some of its points. chosen: indices (n,)."""
         return dataclasses.replace(self, points=self.points[chosen], weight=self.weight[chosen])
 
     def spread(self, reach_px: float) -> npt.NDArray[np.float32]:
-        """The edge map (h, w) to score with: see edge_map."""
+        """Return the edge map (h, w) to score with: see edge_map."""
         return edge_map(self.edges, reach_px)
 
     def score(self, field: npt.NDArray[np.float32], corrections: Floats) -> Floats:
-        """Sum of weight * edge (K,) of the corrections (K, 7); points out of the image count 0."""
+        """Return the sum (K,) of weight * edge over the points, for each correction (K, 7).
+
+        field: (h, w), see edge_map. Points outside the image add 0.
+        """
         if not len(self.points):
             return np.zeros(len(corrections))
         c = np.asarray(corrections, np.float64)
         turn, shift = c[:, :3], c[:, 3:6]
         if self.twist is not None and c[:, 6].any():
-            # The point was measured c[6] after the image, by a LiDAR that moved on.
+            # The points were measured c[6] seconds after the image, by a LiDAR that had moved.
             turn = turn + c[:, 6:] * self.twist[:3]
             shift = shift + c[:, 6:] * self.twist[3:]
         R = Rotation.from_rotvec(turn).as_matrix()
@@ -108,13 +113,13 @@ class Observation:
     def _project(
         self, R: Floats, shift: Floats
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """Pixels (K, n) of the points under rotations (K, 3, 3) and shifts (K, 3)."""
+        """Return pixels u, v (K, n) of the points after rotations (K, 3, 3) and shifts (K, 3)."""
         camera = self.camera
         x, y, z = (np.ascontiguousarray(column, np.float32) for column in self.points.T)
         r, t = R.astype(np.float32), shift.astype(np.float32)
 
         def row(k: int) -> npt.NDArray[np.float32]:
-            # Written out: BLAS would wake every core for so thin a product.
+            # Written out: BLAS would start threads on all cores for so thin a product.
             moved = np.multiply.outer(r[:, k, 0], x)
             moved += np.multiply.outer(r[:, k, 1], y)
             moved += np.multiply.outer(r[:, k, 2], z)
@@ -141,14 +146,14 @@ class Observation:
 
 @dataclass(frozen=True)
 class ImageEdges:
-    """Edges (h, w) uint8 of an image at the size that is worked at, and the camera of that size."""
+    """Edges (h, w) uint8 of an image at the reduced size, and the camera of that size."""
 
     camera: Camera
     edges: npt.NDArray[np.uint8]
 
 
 def image_edges(frame: FrameInput) -> ImageEdges:
-    """The edges of a frame's image, reduced to about WORK_WIDTH_PX."""
+    """Return the edges of a frame's image, reduced to a width of at most WORK_WIDTH_PX."""
     height, width = frame.image.shape[:2]
     small_width = min(width, WORK_WIDTH_PX)
     small_height = max(1, round(height * small_width / width))
@@ -162,13 +167,16 @@ def image_edges(frame: FrameInput) -> ImageEdges:
 
 
 MARGIN = 0.1
-"""Edges this share of the image outside of it are kept, since a correction may move them in."""
+"""Edges up to this fraction of the image outside it are kept: a correction may move them inside."""
 
 
 def observe(
     frame: FrameInput, twist: Floats | None = None, image: ImageEdges | None = None
 ) -> Observation:
-    """Reduce a frame and all its points. image: its edges, if they are there already."""
+    """Return the observation of a frame with all its points.
+
+    twist: (6,), see Observation. image: the image's edges, if they have been computed already.
+    """
     T = frame.T_camera_lidar
     assert T is not None
     points = np.empty((0, 3), np.float32) if frame.points is None else frame.points
@@ -178,9 +186,10 @@ def observe(
 def observe_source(
     image: ImageEdges, source: SourcePoints, twist: Floats | None = None
 ) -> Observation:
-    """What one LiDAR shows beside the edges of an image.
+    """Return the observation of one LiDAR beside the edges of an image.
 
-    Where its points were measured at another time, the twist moves them to that of the image.
+    If its points were measured at another time than the image, the twist (6,) moves them to the
+    time of the image.
     """
     T, points = source.T_camera_lidar, source.points
     camera = image.camera
@@ -200,7 +209,10 @@ def observe_source(
 
 
 def _in_view(points: FloatArray, T: Floats, camera: Camera, margin: float) -> FloatArray:
-    """The points (n, 3) of (N, 3) in and around the view: most of a full turn is not."""
+    """Return those of the points (N, 3) that are in the view or near it; most of a turn is not.
+
+    margin: around the image, as a fraction of its size.
+    """
     x, y, z = np.asarray(points, np.float32).reshape(-1, 3).T
     r, t = T[:3, :3].astype(np.float32), T[:3, 3].astype(np.float32)
     with np.errstate(invalid="ignore", over="ignore"):
@@ -220,9 +232,10 @@ def _in_view(points: FloatArray, T: Floats, camera: Camera, margin: float) -> Fl
 
 
 def observe_all(frames: Sequence[FrameInput], limit: int = 0) -> list[Observation]:
-    """Observations of a sequence, at most `limit`, spread evenly; motion from poses or images.
+    """Return the observations of a sequence, with the motion found from poses or images.
 
-    Of neighbouring frames with the same view only the first one counts.
+    limit: at most so many frames, spread evenly; 0 for all. Of consecutive frames with the same
+    view only the first is used.
     """
     count = len(frames)
     chosen: npt.NDArray[np.intp] = np.arange(count, dtype=np.intp)
@@ -241,14 +254,15 @@ def observe_all(frames: Sequence[FrameInput], limit: int = 0) -> list[Observatio
 
 
 MAX_INTERVAL_S = 0.6
-"""Between two frames farther apart than this the motion is not taken as constant."""
+"""Between two frames farther apart in time the motion is not assumed to be constant."""
 
 
 def motion(before: FrameInput, after: FrameInput) -> Floats | None:
-    """Twist (6,) of the camera in its frame, rad/s and m/s; None without stamps or too far apart.
+    """Return the twist (6,) of the camera in its frame, rad/s and m/s, between two frames.
 
-    From T_world_camera where it is given. Else from the shift of the image as a whole, as if the
-    camera only turned: what an offset in time does to a scan is the same apparent shift.
+    From T_world_camera if it is given. Otherwise from the shift of the whole image, as if the
+    camera only rotated: a time offset shifts a scan by the same apparent amount. None if a stamp is
+    missing, the frames are too far apart in time, or the images differ in size.
     """
     if before.stamp_ns is None or after.stamp_ns is None:
         return None
@@ -284,5 +298,5 @@ def total_score(
     fields: Sequence[npt.NDArray[np.float32]],
     corrections: Floats,
 ) -> Floats:
-    """Scores (F, K) of K corrections (K, 7) by each of F observations."""
+    """Return the scores (F, K) of K corrections (K, 7) by each of F observations."""
     return np.stack([o.score(f, corrections) for o, f in zip(observations, fields, strict=True)])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ExtrinsicsWatch: frames in, a verdict on each of their LiDARs out; of recordings and live."""
+"""ExtrinsicsWatch: judges the extrinsics of each LiDAR in a stream of frames, recorded or live."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from depth_node.calibration.observation import (
 from depth_node.frame import FrameInput
 
 PERIOD_S = 0.35
-"""Images are looked at so far apart: the ones in between show the same edges."""
+"""Interval between the images that are used: those in between show the same edges."""
 MOST_LIDARS = 8
-"""A flood of invented frames must not become a flood of monitors."""
+"""Limit on the monitors, in case many frame names arrive that are no LiDARs."""
 BURST_S = 0.3
-"""CPU time that may be saved up while there is nothing to look at."""
+"""CPU time that may be saved up while there is no frame to judge."""
 REST_S = 0.1
-"""Between two looks at the account while it is empty."""
+"""Interval at which a thread that has no CPU time left checks its account again."""
 PATIENCE_S = 0.05
-"""While a frame is in work, a step begins once in so long."""
+"""Longest time that a step waits for the frame that the pipeline is processing."""
 
 
-_TURN = threading.Lock()  # one look at a time in a process: each holds 20 MiB, mostly waiting
+_TURN = threading.Lock()  # one frame at a time per process: each needs 20 MiB, mostly waiting
 
 
 @dataclass(frozen=True)
 class Seen:
-    """A frame to look at, between its neighbours, which tell the motion."""
+    """A frame to judge by, and its neighbours, from which the motion is found."""
 
     before: FrameInput
     frame: FrameInput
@@ -46,7 +46,7 @@ class Seen:
 
 
 class _Chooser:
-    """Which frames of a stream are looked at: one in PERIOD_S; each of those without stamps."""
+    """Chooses frames of a stream: one per PERIOD_S, and each frame without a stamp."""
 
     def __init__(self) -> None:
         self._newest: FrameInput | None = None
@@ -54,22 +54,22 @@ class _Chooser:
         self._looked_ns = 0
 
     def take(self, frame: FrameInput) -> Seen | None:
-        """The frame that can be looked at now that this one has come."""
+        """Take the next frame; return the chosen frame before it, with its neighbours, or None."""
         before, chosen = self._newest or frame, self._chosen
         self._newest, self._chosen = frame, None
         if frame.stamp_ns is None:
             return Seen(frame, frame, frame)
         since_s = (frame.stamp_ns - self._looked_ns) * 1e-9
-        if not 0 <= since_s < PERIOD_S:  # time that jumps back starts anew
+        if not 0 <= since_s < PERIOD_S:  # also after time has jumped back
             self._chosen, self._looked_ns = (before, frame), frame.stamp_ns
         return None if chosen is None else Seen(*chosen, frame)
 
 
 class ExtrinsicsWatch:
-    """Judges each LiDAR of a stream of frames by itself; for one thread.
+    """Judges each LiDAR of a stream of frames separately; not thread-safe.
 
-    Image edges and motion are found once for all LiDARs. A LiDAR whose stated pose changes is
-    judged anew. Nothing is ever corrected.
+    Image edges and motion are computed once for all LiDARs. If the stated pose of a LiDAR changes,
+    judging it begins again. Nothing is ever corrected.
     """
 
     def __init__(self) -> None:
@@ -83,11 +83,11 @@ class ExtrinsicsWatch:
 
     @property
     def verdict(self) -> Verdict:
-        """The most serious of them."""
+        """The most serious verdict."""
         return worst(self.verdicts)[1]
 
     def add(self, frame: FrameInput) -> None:
-        """Take the next frame and do all the work that it brings."""
+        """Take the next frame and do all the work that is due."""
         seen = self._chooser.take(frame)
         if seen is not None:
             for _ in self.look(seen):
@@ -116,7 +116,10 @@ class ExtrinsicsWatch:
 
 
 def worst(verdicts: dict[str, Verdict]) -> tuple[str, Verdict]:
-    """The most serious verdict and whose it is; that of a LiDAR that just started if none is."""
+    """Return the name of the LiDAR with the most serious verdict, and this verdict.
+
+    Without any verdict: an empty name and the verdict of a monitor that has just started.
+    """
     order = (Finding.WRONG, Finding.DOUBTFUL, Finding.UNKNOWN, Finding.CONSISTENT)
     if not verdicts:
         return "", Verdict()
@@ -125,7 +128,7 @@ def worst(verdicts: dict[str, Verdict]) -> tuple[str, Verdict]:
 
 @dataclass
 class _Account:
-    """CPU time that may be spent: a share of what the process has spent since it was opened."""
+    """CPU time that may be spent: a fraction of what the process has used since the start."""
 
     process_s: float = field(default_factory=time.process_time)
     own_s: float = field(default_factory=time.thread_time)
@@ -134,7 +137,7 @@ class _Account:
     total_s: float = 0.0
 
     def settle(self, share: float) -> None:
-        """Take in what process and thread have spent since the last time; for the own thread."""
+        """Account for the CPU time of process and calling thread since the last call."""
         process_s, own_s = time.process_time(), time.thread_time()
         self.spent_s += own_s - self.own_s
         self.total_s += process_s - self.process_s
@@ -144,22 +147,22 @@ class _Account:
 
 
 class BackgroundWatch:
-    """An ExtrinsicsWatch in a thread of its own, which may spend a share of the process's CPU time.
+    """An ExtrinsicsWatch in its own thread, limited to a fraction of the process's CPU time.
 
-    Frames that come while it is busy or has nothing left to spend are not looked at. It works in
-    steps of some milliseconds and lets frames go first (`frame_at_work`); a lower priority of the
-    operating system would do harm: a thread that waits for the processor with Python's lock in its
-    hands stops all others. share: 0 = off, and then there is no thread. failed: is told what a
-    frame raised.
+    Frames that arrive while it is busy or has no CPU time left are ignored. It works in steps of
+    some milliseconds and gives priority to frames being processed (`frame_at_work`). A lower
+    priority of the operating system would do harm: a thread that holds Python's global interpreter
+    lock while it waits for the processor stops all other threads. share: fraction of the CPU time,
+    0 = off, without a thread. failed: called with an exception that a frame raised.
     """
 
     def __init__(self, share: float, failed: Callable[[Exception], None] = lambda error: None):
         self.share = share
-        self.spent_s = self.process_s = 0.0  # CPU time of the thread, of the process meanwhile
-        self.looks = 0  # frames that were looked at
+        self.spent_s = self.process_s = 0.0  # CPU time of the thread, of the process since then
+        self.looks = 0  # frames that were judged
         self._failed = failed
         self._ready = threading.Condition()
-        self._idle = threading.Event()  # no frame is at work
+        self._idle = threading.Event()  # set while the pipeline processes no frame
         self._idle.set()
         self._chooser = _Chooser()
         self._slot: Seen | None = None
@@ -176,12 +179,12 @@ class BackgroundWatch:
 
     @property
     def spent_share(self) -> float:
-        """Of the CPU time of the process since it began to work, as of its last step."""
+        """Fraction of the process's CPU time used since the thread started, as of its last step."""
         return self.spent_s / self.process_s if self.process_s > 0 else 0.0
 
     @contextmanager
     def frame_at_work(self) -> Iterator[None]:
-        """While a frame is in work: a step waits for its end, if that comes soon."""
+        """Mark a frame as being processed: a step waits for its end, up to PATIENCE_S."""
         self._idle.clear()
         try:
             yield
@@ -189,11 +192,11 @@ class BackgroundWatch:
             self._idle.set()
 
     def offer(self, frame: FrameInput) -> None:
-        """Keep a frame to look at later. Never waits for work; arrays must not change any more."""
+        """Keep a frame to judge by later. Returns at once; its arrays must not change any more."""
         if self.share <= 0:
             return
         with self._ready:
-            if self._slot is not None:  # one waits for its turn; no more frames are held meanwhile
+            if self._slot is not None:  # while a frame waits for its turn, no others are kept
                 self._chooser = _Chooser()
                 return
             seen = self._chooser.take(frame)
@@ -235,7 +238,7 @@ class BackgroundWatch:
                     seen, self._slot = self._slot, None
                     if generation != self._generation:
                         watch, generation = ExtrinsicsWatch(), self._generation
-                if seen is None:  # a reset meanwhile
+                if seen is None:  # reset() was called in between
                     continue
                 for _ in watch.look(seen):
                     if not self._may_go_on(account, generation):
@@ -244,7 +247,7 @@ class BackgroundWatch:
                 with suppress(Exception):  # the thread must outlive a failing report
                     self._failed(error)
             finally:
-                seen = None  # else its arrays live until the next one comes
+                seen = None  # otherwise its arrays would be kept until the next frame arrives
                 _TURN.release()
             with self._ready:
                 self.looks += 1
@@ -252,7 +255,7 @@ class BackgroundWatch:
                     self._verdicts = watch.verdicts
 
     def _take_turn(self) -> bool:
-        """Wait for the turn to look at a frame; False, and no turn, once the watch is closed."""
+        """Wait for the lock _TURN; returns False, without the lock, once the watch is closed."""
         while self._open:
             if _TURN.acquire(timeout=REST_S):
                 if self._open:
@@ -261,7 +264,7 @@ class BackgroundWatch:
         return False
 
     def _may_go_on(self, account: _Account, generation: int) -> bool:
-        """Wait for CPU time and for a gap between frames; False if the work has become idle."""
+        """Wait for CPU time and for a gap between frames; False if the work is no longer wanted."""
         while True:
             account.settle(self.share)
             self.spent_s, self.process_s = account.spent_s, account.total_s
