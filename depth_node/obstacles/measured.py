@@ -67,8 +67,8 @@ def measured_obstacles(
     above = some @ up
     noise_m = _range_noise(above + start, _steepness(some, above))
 
-    # The height of each point, from the ray of the nearest pixel of the grid; `slack` allows for
-    # the offset between the two.
+    # The height of each point, from the ray of a pixel of the grid near it; `slack` allows for the
+    # offset between the two.
     rise = grid.up.copy()
     rise -= np.float32(b) * grid.x
     rise -= np.float32(c) * grid.y
