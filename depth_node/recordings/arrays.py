@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Arrays of NumPy's files: shape and type are read from the header and judged before the values."""
+"""Arrays from NumPy's files: shape and type in the header are checked before values are read."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from depth_node.recordings.files import FrameError, open_regular, reason_of
 
 LARGEST_ARRAY = 1 << 30  # bytes
 
-# Given the shape and the type of an array, raises FrameError where it is not wanted.
+# Called with the shape and the type of an array; raises FrameError if they are not as needed.
 Judge = Callable[[tuple[int, ...], np.dtype[Any]], None]
 
 
 def read_npy(path: Path, judge: Judge) -> NDArray[Any]:
-    """The array of an .npy file."""
+    """Return the array of an .npy file. Raises FrameError if it cannot be read."""
     with open_regular(path) as file:
         try:
             if file.read(2) == b"PK":
@@ -39,7 +39,10 @@ def read_npy(path: Path, judge: Judge) -> NDArray[Any]:
 
 
 def read_npz(path: Path, judges: Mapping[str, Judge]) -> dict[str, NDArray[Any]]:
-    """The arrays of an .npz archive that have a judge; all of them must be there."""
+    """Return the arrays of an .npz archive for which `judges` has an entry.
+
+    Raises FrameError if one of them is missing or cannot be read.
+    """
     with open_regular(path) as file:
         try:
             with zipfile.ZipFile(file) as archive:
@@ -56,7 +59,7 @@ def read_npz(path: Path, judges: Mapping[str, Judge]) -> dict[str, NDArray[Any]]
                     size = archive.getinfo(names[key]).file_size
                     with archive.open(names[key]) as member:
                         arrays[key] = _read_array(member, judge, size)
-                        if member.read(1):  # the checksum is compared at the end
+                        if member.read(1):  # reading to the end also verifies the checksum
                             raise ValueError("an array is longer than its shape")
                 return arrays
         except FrameError:
@@ -73,7 +76,7 @@ def read_npz(path: Path, judges: Mapping[str, Judge]) -> dict[str, NDArray[Any]]
 
 
 def _read_array(file: BinaryIO | Any, judge: Judge, size: int) -> NDArray[Any]:
-    """An array from its header on; `size` bytes are announced for both."""
+    """Read an array, from its header on; header and values together have `size` bytes."""
     version = np.lib.format.read_magic(file)
     readers = {
         (1, 0): np.lib.format.read_array_header_1_0,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Depth of a drive as folders of frames: what `read_frame` and training's layout `frames` read."""
+"""Export of depth as folders of frames, which `read_frame` and training's layout `frames` read."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ JPEG_QUALITY = 95
 def known_depth_mm(
     depth: NDArray[np.floating], std: NDArray[np.floating], max_relative_std: float
 ) -> NDArray[np.uint16]:
-    """(H, W) millimetres, 0 unknown, of depth and standard deviation (H, W) in metres.
+    """Convert depth (H, W), metres, with its standard deviation to millimetres (H, W), 0 unknown.
 
-    Unknown is also what 16 bits cannot say and, with max_relative_std above 0, what is known less
-    well than that or not at all.
+    Depth that 16 bits cannot represent becomes unknown. With max_relative_std above 0, so does
+    depth whose standard deviation, relative to the depth, is larger than that or unknown.
     """
     if max_relative_std > 0:
         with np.errstate(invalid="ignore"):
@@ -34,10 +34,11 @@ def known_depth_mm(
 
 
 class FrameFolders:
-    """Frames SOURCE/FRAME/{rgb.jpg, depth.png, intrinsics.json} below a folder, a result at a time.
+    """Writes results as SOURCE/FRAME/{rgb.jpg, depth.png, intrinsics.json} below a folder.
 
-    Depth that does not pass the gates (publish.*) is unknown: a network must not learn flying
-    pixels. Each frame's folder gets its name when it is whole. images_png: rgb.png, without loss.
+    Depth that does not pass the gates (publish.*) is stored as unknown: a network must not learn
+    flying pixels. Each frame's folder gets its name only when it is complete. images_png: write
+    rgb.png, which is lossless, instead of rgb.jpg.
     """
 
     def __init__(
@@ -52,11 +53,11 @@ class FrameFolders:
 
     @property
     def known(self) -> float:
-        """Share of the pixels that were written with a depth, NaN before the first frame."""
+        """Fraction of the pixels that were written with a depth, NaN before the first frame."""
         return self._known / self._pixels if self._pixels else float("nan")
 
     def add(self, frame: ScoredFrame, result: DepthResult) -> None:
-        """Write a frame. Raises FrameError where it is there already or cannot be written."""
+        """Write a frame. Raises FrameError if it exists already or cannot be written."""
         unfinished = UnfinishedFile(self.folder / frame.source / frame.name, "--out")
         part = unfinished.__enter__() / "frame"
         made: Path | None = None
@@ -92,7 +93,7 @@ def _write(path: Path, pixels: NDArray[np.generic], options: list[int]) -> None:
 
 
 def _intrinsics(camera: Camera) -> dict[str, object]:
-    """What read_frame takes for the camera."""
+    """Return the content of intrinsics.json, as read_frame expects it."""
     values: dict[str, object] = {
         name: getattr(camera, name) for name in ("fx", "fy", "cx", "cy", "width", "height")
     }

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the extrinsics watch of the node would have said during a recording."""
+"""The findings of the node's extrinsics watch on a recording."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _MOST_CHANGES = 20
 
 
 class ExtrinsicsLog:
-    """Judges the LiDARs of a recording and keeps at which frame the finding on one changed."""
+    """Judges the LiDARs of a recording and stores at which frame the finding on one changed."""
 
     def __init__(self) -> None:
         self._watch = ExtrinsicsWatch()
@@ -22,7 +22,7 @@ class ExtrinsicsLog:
         self._changes: list[str] = []
 
     def add(self, name: str, frame: FrameInput, prediction: Prediction | None = None) -> None:
-        """The next frame, its name, and what the network says of it."""
+        """Take the next frame, with its name and the network's prediction for it."""
         self._watch.add(frame)
         if prediction is not None and not frame.echoes:
             self._mistaken.look(frame, prediction)
@@ -34,11 +34,11 @@ class ExtrinsicsLog:
 
     @property
     def verdicts(self) -> dict[str, Verdict]:
-        """What is said of each LiDAR so far."""
+        """The present verdict on each LiDAR, by its name."""
         return self._watch.verdicts
 
     def sentences(self) -> list[str]:
-        """Each change of a finding, then the finding on each LiDAR at the end."""
+        """Return a mistaken pose, each change of a finding, and the last finding on each LiDAR."""
         last = [
             f"{_head(lidar)} at the end: {verdict.text()}"
             for lidar, verdict in self._watch.verdicts.items()

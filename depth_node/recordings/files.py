@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that nobody vouches for: opened only where they are regular, read to a ceiling, told about
-in one line of bounded length.
+"""Untrusted files: only regular files are opened, up to a size limit, and errors are sentences in
+one line of bounded length.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ LARGEST_JSON = 1 << 20
 
 
 class FrameError(ValueError):
-    """A frame on disk that cannot be used; says which file, why, and what to do."""
+    """A frame on disk cannot be used; the sentence names the file, the cause and the cure."""
 
     def __init__(self, sentence: object) -> None:
         super().__init__(both_ends(str(sentence)))
 
 
 def reason_of(error: BaseException) -> str:
-    """What a library says of its failure, in a few words."""
+    """Return the message of a library's exception, in one short line without a full stop."""
     return one_line(error).rstrip(".")
 
 
 @contextlib.contextmanager
 def open_regular(path: Path) -> Iterator[BinaryIO]:
-    """A file opened for reading; FrameError for a pipe, a device, a folder or a missing file."""
+    """Open a file for reading; FrameError for a pipe, a device, a folder or a missing file."""
     try:
-        # Without O_NONBLOCK the opening of a pipe waits for its writer.
+        # Without O_NONBLOCK, opening a pipe waits for its writer.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or reason_of(error)
@@ -49,7 +49,7 @@ def open_regular(path: Path) -> Iterator[BinaryIO]:
 
 
 def read_regular(path: Path, ceiling: int = LARGEST_FILE) -> bytes:
-    """All bytes of a regular file of at most so many bytes."""
+    """Return the content of a regular file. Raises FrameError if it is larger than `ceiling`."""
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > ceiling:
@@ -63,7 +63,10 @@ def read_regular(path: Path, ceiling: int = LARGEST_FILE) -> bytes:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Its numbers may be anything that JSON can write."""
+    """Return the JSON object in a file. Its numbers are not checked: JSON may hold any size.
+
+    Raises FrameError if the file is not a JSON object.
+    """
     content = read_regular(path, LARGEST_JSON)
     try:
         value = json.loads(content.decode("utf-8"))
@@ -75,10 +78,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 class UnfinishedFile:
-    """A file or folder that gets its name only when it is whole.
+    """A file or folder that gets its name only when it is complete.
 
-    Made within a folder beside it, so that the rename is done as a whole or not at all. option: of
-    the command, for the sentence. Raises FrameError where something has that name already.
+    It is made in a temporary folder beside it, so that the rename is atomic. option: of the
+    command, for the error sentence. Raises FrameError if the name exists already.
     """
 
     def __init__(self, path: Path, option: str) -> None:
@@ -88,7 +91,7 @@ class UnfinishedFile:
             raise FrameError(f"{path} is there already: remove it, or name another with {option}.")
 
     def __enter__(self) -> Path:
-        """The folder to write in."""
+        """Create and return the temporary folder to write in."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             folder = tempfile.mkdtemp(prefix=f".{self.path.name}.", dir=self.path.parent)
@@ -101,7 +104,7 @@ class UnfinishedFile:
         return self._folder
 
     def finish(self, made: Path | None) -> None:
-        """Give what was made its name; None: keep nothing."""
+        """Rename what was made to its final name (None: keep nothing) and remove the folder."""
         try:
             if made is not None:
                 if os.path.lexists(self.path):

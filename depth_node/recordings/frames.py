@@ -12,11 +12,11 @@ A frame is a folder, a source is a folder of frames::
                      segmentation_*.png   ids of masks, 0 = none; of several the first by name
                      prediction_NAME.npz  keys `prediction` (H, W) float, `kind`
 
-Only the image and the intrinsics must be there. Whatever cannot be used raises FrameError, a
+Only the image and the intrinsics are required. A file that cannot be used raises FrameError, a
 sentence that names the file and the cure.
 
-Which of the known pixels are measured and which are scored is decided here too, by split_uniform
-and split_lines, so that a replay and a benchmark of the same frame and seed see the same points.
+This module also decides which of the known pixels are measured and which are scored (split_uniform,
+split_lines), so that a replay and a benchmark of the same frame and seed use the same points.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ from depth_node.recordings.images import checked_image, decode_image, read_image
 from depth_node.regions.label_maps import Labels, labels_from_ids
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-IMAGE_FILES = tuple(f"rgb{suffix}" for suffix in IMAGE_SUFFIXES[:3])  # of a recorded frame
+IMAGE_FILES = tuple(f"rgb{suffix}" for suffix in IMAGE_SUFFIXES[:3])  # names in a recorded frame
 LINE_BAND_PX = 3  # rows that one simulated LiDAR line covers
-MOST_POINTS = 20_000_000  # of one LiDAR file
+MOST_POINTS = 20_000_000  # in one LiDAR file
 _BAG_FILES = (".mcap", ".db3", ".mcap.zstd", ".db3.zstd", ".mcap.zst", ".db3.zst")
 
 __all__ = [
@@ -65,11 +65,11 @@ __all__ = [
 
 @dataclass(frozen=True)
 class RecordedFrame:
-    """One recorded moment.
+    """One recorded frame.
 
     image: (H, W, 3) uint8 RGB. depth: (H, W) float32 metres, NaN unknown, or None without truth.
-    points_lidar: (N, 3) float32 metres in the LiDAR frame or None, then T_camera_lidar is (4, 4).
-    labels: (H, W) int32 regions from the stored masks, or None.
+    points_lidar: (N, 3) float32 metres in the LiDAR frame, and T_camera_lidar: (4, 4); both None
+    without a LiDAR. labels: (H, W) int32 regions from the stored masks, or None.
     """
 
     folder: Path
@@ -92,13 +92,16 @@ class RecordedFrame:
 
     @cached_property
     def truth(self) -> NDArray[np.float32]:
-        """The depth map, or FrameError for a frame that has none."""
+        """The depth map (H, W). Raises FrameError if the frame has none."""
         if self.depth is None:
             raise FrameError(f"{self.folder} has no depth.png or depth.npz: add one to score it.")
         return self.depth
 
     def prediction(self, name: str) -> Prediction:
-        """The stored output `prediction_<name>.npz` of a network for this image."""
+        """Return the stored output `prediction_<name>.npz` of a network for this image.
+
+        Raises FrameError if it is missing or cannot be used.
+        """
         path = self.folder / f"prediction_{name}.npz"
         if not path.is_file():
             stored = sorted(self.folder.glob("prediction_*.npz"))
@@ -127,16 +130,16 @@ class RecordedFrame:
 
 @dataclass(frozen=True)
 class Split:
-    """What is measured and what is scored: `scored` (H, W) bool never contains a measured pixel."""
+    """Measured points and scored pixels; `scored` (H, W) bool never contains a measured pixel."""
 
     points: SparseDepth
     scored: NDArray[np.bool_]
 
 
 def is_bag(path: Path) -> bool:
-    """Whether a path looks like a rosbag2: its folder, or one of its .mcap or .db3 files.
+    """Return whether a path looks like a bag: a rosbag2's folder, or an .mcap, .db3 or .bag file.
 
-    The folder of a recorder that was killed has no metadata.yaml and is one all the same.
+    A folder without metadata.yaml (its recorder was killed) is a bag if it has .mcap or .db3 files.
     """
     if path.name.endswith((*_BAG_FILES, ".bag")) and not path.is_dir():
         return True
@@ -146,7 +149,10 @@ def is_bag(path: Path) -> bool:
 
 
 def _visible(folder: Path) -> list[Path]:
-    """What a folder holds, by name, without hidden files (those of a Mac among them)."""
+    """Return the entries of a folder, sorted, without hidden ones (such as those of macOS).
+
+    Raises FrameError if the folder cannot be read; a path that is not a folder has no entries.
+    """
     try:
         if not folder.is_dir():
             return []
@@ -158,13 +164,16 @@ def _visible(folder: Path) -> list[Path]:
 
 
 def find_frames(path: str | Path) -> list[Path]:
-    """The frame folders under a frame, a source (folder of frames) or a folder of sources."""
+    """Return the frame folders of a frame, a source (folder of frames) or a folder of sources.
+
+    Raises FrameError if there are none.
+    """
     path = Path(path).resolve()
     if not path.is_dir():
         raise FrameError(f"{path} is not a folder: give a frame, a source or a folder of sources.")
     if _is_frame(path):
         return [path]
-    # A folder that may not be looked into is none.
+    # os.path.isdir is False, and does not raise, where permissions are missing.
     below = [folder for folder in _visible(path) if os.path.isdir(folder)]
     frames = []
     for folder in below:
@@ -183,7 +192,10 @@ def find_frames(path: str | Path) -> list[Path]:
 
 
 def read_frame(folder: str | Path) -> RecordedFrame:
-    """Read and check everything a frame folder holds, except its stored predictions."""
+    """Read and check everything in a frame folder, except its stored predictions.
+
+    Raises FrameError for anything that cannot be used.
+    """
     folder = Path(folder).resolve()
     if not folder.is_dir():
         raise FrameError(f"{folder} is not a folder: a frame is a folder with rgb.jpg in it.")
@@ -207,12 +219,15 @@ def read_frame(folder: str | Path) -> RecordedFrame:
 
 
 def frame_seed(frame: RecordedFrame, seed: int, *more: int) -> np.random.Generator:
-    """A random stream of its own for each frame, seed and further numbers, the same everywhere."""
+    """Return a random generator for a frame, seed and further numbers, the same on each machine."""
     return np.random.default_rng([seed, zlib.crc32(f"{frame.source}/{frame.name}".encode()), *more])
 
 
 def split_uniform(frame: RecordedFrame, points: int, seed: int) -> Split:
-    """Measure `points` known pixels drawn uniformly without replacement, score the other ones."""
+    """Measure `points` known pixels, drawn uniformly without replacement, and score the others.
+
+    Raises FrameError if there are not more known pixels than that.
+    """
     known = np.flatnonzero(np.isfinite(frame.truth))
     if not 0 <= points < len(known):
         raise FrameError(
@@ -224,12 +239,15 @@ def split_uniform(frame: RecordedFrame, points: int, seed: int) -> Split:
 
 
 def split_lines(frame: RecordedFrame, one_of: int, seed: int) -> Split:
-    """Measure scan lines: rows in bands of 3, one band of `one_of` measured, the others scored."""
+    """Measure one of `one_of` scan lines (bands of 3 rows) and score the others.
+
+    Raises ValueError if one_of is below 2, FrameError if no such split leaves pixels on both sides.
+    """
     if one_of < 2:
         raise ValueError(f"one line of {one_of} leaves nothing to score: use 2 or more.")
     known = np.isfinite(frame.truth)
     band = np.arange(len(known)) // LINE_BAND_PX
-    # The bands begin anywhere; a seed without known pixels in its bands takes the next bands.
+    # The first band is random; if its bands contain no known pixel, the next ones are tried.
     first = int(frame_seed(frame, seed, 0, one_of).integers(one_of))
     for offset in range(one_of):
         measured = (band + first + offset) % one_of == 0
@@ -240,12 +258,13 @@ def split_lines(frame: RecordedFrame, one_of: int, seed: int) -> Split:
 
 
 def split_scan(frame: RecordedFrame, below_m: float) -> Split:
-    """Measure what a level planar scanner hits, so far below a level camera; score the others.
+    """Measure what a level planar scanner below a level camera would hit, and score the others.
 
-    Of each column the nearest pixel at which the truth crosses the scanner's plane.
+    below_m: the scanner's distance below the camera. In each column the nearest pixel at which the
+    truth crosses the scanner's plane is measured. Raises FrameError if there is none.
     """
     camera = frame.camera
-    height_m = camera.rays()[..., 1] * frame.truth  # below the camera, as y points down
+    height_m = camera.rays()[..., 1] * frame.truth  # positive below the camera, as y points down
     with np.errstate(invalid="ignore"):
         below = height_m >= below_m
         crosses = np.diff(below.astype(np.int8), axis=0) != 0
@@ -268,7 +287,7 @@ def _split(truth: NDArray[np.float32], chosen: NDArray[np.intp]) -> Split:
 
 
 def _is_frame(folder: Path) -> bool:
-    """Whether a folder means to be a frame; a broken one is found too and refused when read."""
+    """Return whether a folder is meant as a frame; an incomplete one is refused when it is read."""
     marks = (*IMAGE_FILES, "intrinsics.json", "depth.png", "depth.npz", "lidar.npy")
     return os.path.isdir(folder) and any(os.path.isfile(folder / name) for name in marks)
 
@@ -278,7 +297,7 @@ def _short(value: object) -> str:
 
 
 def _number(content: dict[str, Any], key: str) -> float:
-    """A finite number of a JSON object."""
+    """Return a finite number of a JSON object. Raises KeyError or ValueError."""
     value = content[key]
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"`{key}` is {_short(value)}: write a number")
@@ -296,7 +315,7 @@ def _finite(value: float, key: str) -> float:
 
 
 def _numbers(values: object, key: str) -> list[float]:
-    """The numbers of a list or of a list of lists."""
+    """Return the numbers of a list or of a list of lists, at most 64 of each. Raises ValueError."""
     rows = values if isinstance(values, list) else [None]
     flat: list[object] = []
     for row in rows[:64]:
@@ -317,7 +336,7 @@ def _read_camera(path: Path, size: tuple[int, int]) -> Camera:
         model = content.get("model", "pinhole")
         if not isinstance(model, str):
             raise ValueError(f"`model` is {_short(model)}: write a name")
-        # Judged before it is compared: a camera that cannot be is the nearer cause.
+        # Checked before its size is compared: an impossible camera is the more helpful message.
         camera = Camera(
             width=int(width),
             height=int(height),
@@ -348,7 +367,7 @@ def _read_depth(folder: Path, size: tuple[int, int]) -> NDArray[np.float32] | No
                 "uint16 channel in millimetres."
             )
         depth = stored.astype(np.float32) / np.float32(1000)
-        depth[stored == 65535] = np.nan  # where 16 bits end: farther, or not measured
+        depth[stored == 65535] = np.nan  # the largest value means farther, or not measured
     elif npz.is_file():
 
         def judge(shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
@@ -368,7 +387,7 @@ def _read_depth(folder: Path, size: tuple[int, int]) -> NDArray[np.float32] | No
 
 
 def _as_float32(values: NDArray[Any]) -> NDArray[np.float32]:
-    with np.errstate(over="ignore", invalid="ignore"):  # beyond float32: Inf, which is unknown
+    with np.errstate(over="ignore", invalid="ignore"):  # overflow gives Inf, which is unknown
         return values.astype(np.float32)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which of the measured points are used and which are kept for scoring, never both."""
+"""Division of the measured points into those that are used and those that are scored."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from depth_node.geometry.sparse_depth import ProjectionConfig, project_points
 from depth_node.recordings.files import FrameError
 
 LINE_DEG = 0.5
-"""Height of the rows that stand for scan lines where no gap tells lines apart."""
+"""Height of the rows that count as scan lines where no gaps separate the lines."""
 
 
 @dataclass(frozen=True)
 class Sampling:
     """Which of the known depths are measured; the others are scored.
 
-    points: so many pixels drawn uniformly from the depth map, or from those that the LiDAR hits
-    where there is none; lines: one of so many scan lines of it. With neither, a frame with a LiDAR
-    uses all of its points but the share `hold_out` of them.
+    points: this many pixels, drawn uniformly from the depth map, or from the pixels that the LiDAR
+    hits if there is no depth map. lines: one of this many scan lines. With neither, all LiDAR
+    points except the fraction `hold_out` are used. Raises FrameError for values that cannot be.
     """
 
     points: int = 0
@@ -45,7 +45,7 @@ class Sampling:
 
 
 def measured_points(count: int, hold_out: float, rng: np.random.Generator) -> NDArray[np.intp]:
-    """Indices of the points that are used, in their old order."""
+    """Return the indices of the points that are used, in their original order."""
     if hold_out == 0:
         return np.arange(count)
     return np.sort(rng.permutation(count)[: max(1, round(count * (1 - hold_out)))])
@@ -54,12 +54,13 @@ def measured_points(count: int, hold_out: float, rng: np.random.Generator) -> ND
 def hold_out_points(
     frame: FrameInput, sampling: Sampling, projection: ProjectionConfig, rng: np.random.Generator
 ) -> tuple[FrameInput, NDArray[np.float32] | None, NDArray[np.bool_] | None]:
-    """The frame with the LiDAR points that are used; what the others say, (H, W) m and NaN, and the
-    pixels to score, (H, W) bool. None where nothing is left to score.
+    """Return the frame with the LiDAR points that are used, the truth and the scored pixels.
 
-    No pixel that a used point hits, seen or hidden, is scored, nor is one whose point is hidden
-    behind any other. A frame whose points cannot be split so (fewer than asked for) uses none.
-    Points with a declared noise are no truth beside others without: they are all used.
+    The truth (H, W), m, NaN unknown, comes from the other points; scored pixels: (H, W) bool. Both
+    are None if nothing is left to score. A pixel is not scored if a used point falls on it, visible
+    or hidden, or if its point is hidden behind any other. A frame with fewer points than asked for
+    uses none. Points with a declared noise are no truth if there are points without: they are all
+    used.
     """
     points, T, camera = frame.points, frame.T_camera_lidar, frame.camera
     assert points is not None and T is not None
@@ -105,10 +106,13 @@ def _one_line_of(
     projection: ProjectionConfig,
     rng: np.random.Generator,
 ) -> NDArray[np.bool_]:
-    """(N,) points on one of so many of the scan lines that the camera sees."""
+    """Return a mask (N,) of the points on one of `one_of` of the scan lines that the camera sees.
+
+    points: (N, 3) m. T: T_camera_lidar (4, 4).
+    """
     p = np.asarray(points, np.float64)
     finite = np.isfinite(p).all(axis=1) & p.any(axis=1)
-    # Scans of several LiDARs or times come in the camera's optical frame: y is down there.
+    # Joined scans of several LiDARs or times are in the camera's optical frame, where y is down.
     upright = p[finite][:, [2, 0, 1]] * (1, -1, -1) if np.allclose(T, np.eye(4)) else p[finite]
     row = np.full(len(p), -1, np.int64)
     row[finite] = rows_by_angle(elevation_deg(upright), LINE_DEG)

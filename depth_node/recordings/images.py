@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The images of recordings: `depth_node.image_files` with a sentence that names the file."""
+"""Images of recordings: `depth_node.image_files` with errors that name the file."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def read_image(
     size: tuple[int, int] | None = None,
     formats: Collection[str] = CAMERA_FORMATS,
 ) -> NDArray[Any]:
-    """The image in a file; as `decode_image`."""
+    """Read the image in a file; see `decode_image`. Raises FrameError."""
     return decode_image(checked_image(read_regular(path), path, formats), path, colour, size)
 
 
 def checked_image(data: bytes, name: Path, formats: Collection[str] = CAMERA_FORMATS) -> ImageBytes:
-    """An image file, looked through. Raises FrameError, a sentence that begins with `name`."""
+    """Check the bytes of an image file. Raises FrameError, a sentence that begins with `name`."""
     try:
         return look_through(data, formats)
     except ImageError as error:
@@ -43,10 +43,11 @@ def checked_image(data: bytes, name: Path, formats: Collection[str] = CAMERA_FOR
 def decode_image(
     image: ImageBytes, name: Path, colour: bool = True, size: tuple[int, int] | None = None
 ) -> NDArray[Any]:
-    """The pixels of a file that was looked through.
+    """Decode an image that `checked_image` has checked.
 
-    colour: (H, W, 3) uint8 RGB, of 16 bits those in use; otherwise as stored, one channel or
-    several (BGR), 8 or 16 bit. size: (height, width) it must have. Raises FrameError.
+    colour: (H, W, 3) uint8 RGB, the upper eight of the bits in use if 16 are stored; otherwise as
+    stored, one channel or several (BGR), 8 or 16 bit. size: (height, width) that it must have.
+    Raises FrameError.
     """
     if size is not None and (image.height, image.width) != tuple(size):
         raise FrameError(

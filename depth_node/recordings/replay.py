@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recorded frames or a rosbag2 through the pipeline of the live node, into a run folder.
+"""Replay of recorded frames or a rosbag2 through the pipeline of the node, into a run folder.
 
-A run folder holds what was done and what came out::
+A run folder contains the settings and the results::
 
     config.yaml     every setting, as resolved
     run.json        source, seed, model, versions
     frames.jsonl    one line per frame and method: status, errors, stage times
     summary.json    the errors averaged over each source, then over the sources
     summary.md      the same as a table
-    images/       panels
+    images/         panels
     depth/          with save_depth: <source>_<frame>.npz, keys depth and std
 """
 
@@ -45,12 +45,12 @@ from depth_node.visualization import panels
 
 
 class ResultSink(Protocol):
-    """Where results go besides the run folder: a bag, a recording of a viewer."""
+    """A destination of results besides the run folder: a bag, or a recording for a viewer."""
 
     def add(self, frame: ScoredFrame, result: DepthResult, verdicts: Mapping[str, Verdict]) -> None:
         """Take the result of a frame, in the order of the recording.
 
-        verdicts: what the edges of each LiDAR say of its extrinsics by then.
+        verdicts: the present verdict on the extrinsics of each LiDAR.
         """
 
 
@@ -62,9 +62,9 @@ def panel(
     subheading: str,
     names: Mapping[str, str] | None = None,
 ) -> panels.FrameImages:
-    """The images of one frame with the table of all methods on it, `own` the last one.
+    """Return the images of one frame with a table of all methods, the last of them `own`.
 
-    names: what to call a method in the image, for people.
+    names: readable names of the methods, for the image.
     """
     result = results[own]
     called = {name: (names or {}).get(name, name) for name in results}
@@ -78,7 +78,7 @@ def panel(
         title = f"This frame, {pixels} pixels that were not measured"
         head = ("method", *METRIC_HEAD)
         numbers = panels.TableCard(title, head, rows, highlight=len(rows) - 1, columns=3)
-    # A method without regions shows those of the methods beside it.
+    # For a method without regions, show those of the methods it is compared with.
     labels = next(
         (one.labels for one in (result, *results.values()) if one.labels is not None), None
     )
@@ -103,7 +103,10 @@ def panel(
 
 
 class RunFolder:
-    """Where a replay writes; rows are written as they come, so an interrupted run keeps them."""
+    """The folder that a replay writes; each row is written at once, so an interrupted run keeps it.
+
+    Raises FrameError if the folder cannot be written.
+    """
 
     def __init__(self, path: Path, pipeline: DepthPipeline, facts: Mapping[str, Any]) -> None:
         self.path = path
@@ -124,13 +127,13 @@ class RunFolder:
         self._write("run.json", {**facts, "versions": versions})
 
     def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Append rows of a frame."""
+        """Append the rows of a frame."""
         for row in rows:
             self._rows.write(json.dumps(row) + "\n")
         self._rows.flush()
 
     def save_depth(self, name: str, result: DepthResult) -> None:
-        """Keep the depth and its standard deviation of a frame."""
+        """Write the depth of a frame and its standard deviation."""
         folder = self.path / "depth"
         folder.mkdir(exist_ok=True)
         np.savez_compressed(folder / f"{name}.npz", depth=result.depth, std=result.std)
@@ -153,8 +156,11 @@ class RunFolder:
 
 @dataclass(frozen=True)
 class Replayed:
-    """What a replay gave: a row per frame and method, their averages, the panels written, what of
-    the recording could not be used, and what the LiDARs' edges say of their extrinsics.
+    """The result of a replay.
+
+    rows: one per frame and method. summary: their averages. panels: the files written. frames: how
+    many were processed. left_out: what of the recording could not be used. extrinsics: sentences
+    on the LiDARs' extrinsics.
     """
 
     rows: list[dict[str, Any]]
@@ -179,8 +185,9 @@ def replay(
 ) -> Replayed:
     """Process every frame and write the run folder.
 
-    images: panels of at most so many frames, spread evenly. on_frame: called with the name of
-    every frame that is done. sinks: get every result as it comes.
+    images: write panels of at most this many frames, spread evenly. methods: those to compare with.
+    on_frame: called with the name of every frame that is done. sinks: get every result. Raises
+    FrameError if the source gives no frame, or the folder cannot be written.
     """
     pipeline.warm_up()
     comparison = MethodComparison(pipeline, methods)

@@ -20,13 +20,13 @@ DECIMATION = 2
 
 
 class RerunLog:
-    """A .rrd file that grows by a result at a time; a context manager.
+    """A .rrd file to which one result after another is written; a context manager.
 
     Entities: `camera` (pinhole) with `image`, `depth` and `deviation`; `points`, the depth as a
-    cloud; `lidar` and `rejected`, the measured points, used and not believed; `fit`, a sentence;
-    `extrinsics`, what is said of each LiDAR; `plots`. All lie in the camera's optical frame
-    (x right, y down, z forward), on the timeline `stamp`. Raises FrameError where rerun-sdk is
-    missing or the file is there already.
+    cloud; `lidar` and `rejected`, the measured points that were accepted and rejected by the fit;
+    `fit`, a sentence; `extrinsics`, the verdict on each LiDAR; `plots`. All are in the camera's
+    optical frame (x right, y down, z forward), on the timelines `frame` and, for frames with one,
+    `stamp`. Raises FrameError if rerun-sdk is missing or the file exists already.
     """
 
     def __init__(self, path: Path) -> None:
@@ -52,11 +52,11 @@ class RerunLog:
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         with contextlib.suppress(Exception):
-            self._log.disconnect()  # flushed and closed
+            self._log.disconnect()  # flushes and closes the file
         self._file.finish(self._part if kind is None and self._count else None)
 
     def add(self, frame: ScoredFrame, result: DepthResult, verdicts: Mapping[str, Verdict]) -> None:
-        """Log the result of a frame, and what is said of each LiDAR's extrinsics."""
+        """Log the result of a frame, and the verdict on the extrinsics of each LiDAR."""
         rr, observed = self._rr, frame.input
         camera, stamp_ns = observed.camera, observed.stamp_ns
         log = self._log.log
@@ -66,7 +66,7 @@ class RerunLog:
         size = {"width": camera.width, "height": camera.height}
         log("camera", rr.Pinhole(image_from_camera=camera.matrix, **size))
         log("camera/image", rr.Image(observed.image).compress(jpeg_quality=90))
-        # Rerun takes 0 for unknown.
+        # In Rerun a depth of 0 means unknown.
         log("camera/depth", rr.DepthImage(np.nan_to_num(result.depth, nan=0.0), meter=1.0))
         log("camera/deviation", rr.DepthImage(np.nan_to_num(result.std, nan=0.0), meter=1.0))
         every = (slice(None, None, DECIMATION),) * 2

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far off the depth of recorded frames is, for the pipeline's method and others beside it.
+"""Errors of the depth of recorded frames, for the pipeline's method and others to compare with.
 
-Every method of the comparison gets the same prediction, regions and points as the pipeline's own.
-Points that were used are never scored.
+Every method gets the same prediction, regions and points as the pipeline's own. Points that were
+used are never scored.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SCORES = ("abs_rel", "delta1", "rmse", "coverage95", "answered")
 
 
 class MethodComparison:
-    """Other methods on the prediction, regions and points of a result that is there already."""
+    """Runs other methods on the prediction, regions and points of the pipeline's result."""
 
     def __init__(self, pipeline: DepthPipeline, methods: Sequence[str] = COMPARED) -> None:
         own = pipeline.config.fit.method
@@ -40,23 +40,23 @@ class MethodComparison:
         self.methods = (*self._rivals, own)
 
     def results(self, frame: FrameInput, result: DepthResult) -> dict[str, DepthResult]:
-        """Method -> result; the pipeline's own comes last."""
+        """Return the result of each method, the pipeline's own last."""
         by_method = {}
         labels = result.labels if result.labels is not None else frame.labels
-        # No stamp: each method works on this frame alone.
+        # Without a stamp each method works on this frame alone, without memory.
         frame = dataclasses.replace(
             frame, stamp_ns=None, prediction=result.prediction, sparse=result.sparse
         )
         for method, rival in self._rivals.items():
             by_method[method] = rival.process(dataclasses.replace(frame, labels=labels))
-            if labels is None:  # segmented once, for all that want regions
+            if labels is None:  # segment once, for all methods that need regions
                 labels = by_method[method].labels
         by_method[self.own] = result
         return by_method
 
 
 def score(frame: ScoredFrame, method: str, result: DepthResult) -> dict[str, Any]:
-    """One row: where, which method, how it went, how far off; errors None without a truth."""
+    """Return the row of a frame and method: its status and errors, None where there is no truth."""
     row: dict[str, Any] = {
         "source": frame.source,
         "frame": frame.name,
@@ -79,9 +79,9 @@ def score(frame: ScoredFrame, method: str, result: DepthResult) -> dict[str, Any
 
 
 def summarise(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Per method: each score averaged over the frames of a source, then over the sources.
+    """Return for each method the scores averaged over the frames of a source, then over sources.
 
-    A frame without an answer has no error; `answered` shows that it is missing.
+    A frame without depth has no error; `answered` shows that it is missing.
     """
     table: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
     for row in rows:
@@ -101,7 +101,7 @@ def summarise(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _values(key: str, sources: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, list[float]]:
-    """Source -> the values of a column; NaN where a row has none."""
+    """Return the values of a column for each source; NaN where a row has none."""
     return {
         name: [math.nan if row[key] is None else row[key] for row in rows]
         for name, rows in sources.items()
@@ -113,7 +113,7 @@ def _number(value: float) -> float | None:
 
 
 def metric_cells(row: Mapping[str, Any]) -> list[str]:
-    """A row's AbsRel, delta1, RMSE, coverage and answered share as text."""
+    """Return a row's AbsRel, delta1, RMSE, coverage and answered fraction as text."""
     forms = (("abs_rel", "{:.4f}"), ("delta1", "{:.3f}"), ("rmse", "{:.3f} m"))
     shares = (("coverage95", "{:.1%}"), ("answered", "{:.1%}"))
     return [
@@ -125,7 +125,7 @@ METRIC_HEAD = ("AbsRel", "delta1", "RMSE", "in 95 % band", "answered")
 
 
 def markdown(summary: Sequence[Mapping[str, Any]]) -> str:
-    """The summary as a markdown table."""
+    """Return the summary as a Markdown table."""
     lines = [
         "| method | " + " | ".join(METRIC_HEAD) + " |",
         "|---|" + "--:|" * len(METRIC_HEAD),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recorded frames with what their depth is compared with, and what of them cannot be used."""
+"""Sources of recorded frames with their ground truth, and the record of what cannot be used."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from depth_node.recordings.frames import (
 )
 from depth_node.recordings.held_out import Sampling, measured_points
 
-MOST_LINES = 12  # on what was left out
+MOST_LINES = 12  # of sentences on what was left out
 _MOST_WARNINGS = 8
 
 
 @dataclass(frozen=True)
 class ScoredFrame:
-    """A recorded frame and what its depth is compared with.
+    """A recorded frame and its ground truth.
 
-    truth: (H, W) m and scored: (H, W) bool pixels to compare with, or None.
+    truth: (H, W) m, or None. scored: (H, W) bool, the pixels to compare, or None.
     """
 
     source: str
@@ -46,17 +46,17 @@ class ScoredFrame:
 
     @property
     def scored_truth(self) -> NDArray[np.float32] | None:
-        """(H, W) truth in metres at the scored pixels, NaN elsewhere; None without any."""
+        """Truth (H, W), metres, at the scored pixels, NaN elsewhere; None without any."""
         if self.truth is None or self.scored is None:
             return None
         return np.where(self.scored, self.truth, np.float32(np.nan))
 
 
 class LeftOut:
-    """What of a recording could not be used: counted, the first reason of each kind kept.
+    """The parts of a recording that could not be used: counted, with the first reason of each kind.
 
-    A frame, image or message that is left out does not end a replay. damaged: whether some of it
-    was broken, and not merely without a match.
+    A frame, image or message that is left out does not end a replay. damaged: whether some of them
+    were damaged, rather than only without a match.
     """
 
     def __init__(self) -> None:
@@ -66,7 +66,7 @@ class LeftOut:
         self.damaged = False
 
     def add(self, why: str, kind: str = "parts", damaged: bool = True, count: int = 1) -> None:
-        """So many more of a kind; of a recording's parts each reason is a kind."""
+        """Count parts of a kind that were left out; for kind "parts" each reason is a kind."""
         key = kind if kind != "parts" else why
         self._counts[key] = self._counts.get(key, 0) + count
         if key not in self._reasons:
@@ -74,7 +74,7 @@ class LeftOut:
         self.damaged |= damaged
 
     def warn(self, sentence: str) -> None:
-        """What was used and may be wrong all the same; each sentence once."""
+        """Warn of something that was used and may still be wrong; each sentence is kept once."""
         if sentence not in self._warnings and len(self._warnings) < _MOST_WARNINGS:
             self._warnings.append(sentence)
 
@@ -82,12 +82,15 @@ class LeftOut:
         return bool(self._counts)
 
     def first(self) -> str:
-        """The first reason that ended an image or a frame, else the first of all."""
+        """Return the first reason for which an image or frame was left out, else the first of any.
+
+        "" if nothing was left out.
+        """
         own = [why for key, why in self._reasons.items() if key in ("images", "frames")]
         return next(iter([*own, *self._reasons.values()]), "")
 
     def sentences(self) -> list[str]:
-        """A line for each warning, and for each kind, the first of them."""
+        """Return a line for each warning and one for each kind, at most MOST_LINES kinds."""
         lines = [f"left out: {count} {self._reasons[key]}" for key, count in self._counts.items()]
         if len(lines) > MOST_LINES:
             lines[MOST_LINES:] = [f"left out: {len(lines) - MOST_LINES} other kinds of parts"]
@@ -95,11 +98,11 @@ class LeftOut:
 
 
 class FrameSource(Protocol):
-    """Recorded frames, wherever they come from: how many, and each in turn."""
+    """A source of recorded frames: their number, and an iterator over them."""
 
     @property
     def left_out(self) -> LeftOut:
-        """What could not be used so far."""
+        """The parts that could not be used so far."""
 
     def __len__(self) -> int: ...
 
@@ -107,9 +110,9 @@ class FrameSource(Protocol):
 
 
 class FolderFrames:
-    """The frames under a folder, read one at a time; one that cannot be used is left out.
+    """The frames under a folder, read one at a time; a frame that cannot be used is left out.
 
-    Raises FrameError, the first one's, where not one can be used.
+    Iterating raises the FrameError of the first frame if none can be used.
     """
 
     def __init__(
@@ -191,7 +194,7 @@ class FolderFrames:
 def hit_pixels(
     pipeline: DepthPipeline, used: NDArray[np.float32], frame: RecordedFrame
 ) -> NDArray[np.bool_]:
-    """Pixels on which a used point falls, hidden or not: none of them is scored."""
+    """Return the pixels (H, W) on which a used point falls, hidden or not: they are not scored."""
     assert frame.T_camera_lidar is not None
     config = replace(pipeline.config.projection, {"drop_occluded": False})
     sparse = project_points(used, frame.T_camera_lidar, frame.camera, config)

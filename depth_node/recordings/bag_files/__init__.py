@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The files of a rosbag2, MCAP and SQLite3: topics and the bytes of their messages, in the order
-of recording.
+"""Readers of the files of a rosbag2, MCAP and SQLite3: topics and the bytes of their messages, in
+the order of recording.
 
-Nothing is believed: what a file says of its own sizes is held against its real size and against
-ceilings, what is compressed is decompressed in pieces up to what was announced, checksums are
-compared. A part that is damaged is left out and told about (`damage`), the others are read. What
-a message means is not known here.
+The files are untrusted: sizes that a file announces are compared with its real size and with
+limits, compressed data is decompressed in pieces up to the announced size, and checksums are
+verified. A damaged part is left out and reported (`damage`), the others are read. These modules do
+not interpret the messages.
 """
 
 from depth_node.recordings.bag_files.bag import BagFiles

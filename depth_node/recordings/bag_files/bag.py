@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which files a bag has, in which order, and all of them as one."""
+"""A bag as one source of messages: its files in their order."""
 
 from __future__ import annotations
 
@@ -21,15 +21,16 @@ from depth_node.recordings.files import FrameError, open_regular, read_regular, 
 from depth_node.sentences import both_ends
 
 LARGEST_METADATA = 4 << 20  # bytes
-SMALLEST_EXPANSION = 1 << 30  # a compressed file may become this large, or this many times larger
+# A compressed file may expand to the larger of these: bytes, and times its own size.
+SMALLEST_EXPANSION = 1 << 30
 LARGEST_RATIO = 100
-ROOM_LEFT = 256 << 20  # bytes that stay free where a compressed file is unpacked
+ROOM_LEFT = 256 << 20  # bytes that stay free on the disk where a compressed file is unpacked
 _SUFFIXES = (".mcap", ".db3")
 _PACKED = (".zstd", ".zst")
 
 
 class _Storage(Protocol):
-    """One file: its topics with their types, how many messages each has, the messages."""
+    """One file of a bag: its topics with their types, their numbers of messages, the messages."""
 
     topics: dict[str, str]
     counts: Counter[str]
@@ -42,8 +43,9 @@ class _Storage(Protocol):
 class BagFiles:
     """All files of a bag; a context manager.
 
-    topics: name -> type, types that are not in `known` or not in CDR among them (foreign). counts:
-    messages of each topic. damage: what could not be read so far.
+    known: the types of messages that are read. topics: name -> type, also of topics that are not
+    read because their type is not in `known` or not in CDR. counts: messages of each topic.
+    damage: what could not be read so far. Entering raises BagError if no file can be opened.
     """
 
     def __init__(self, path: Path, known: Iterable[str]) -> None:
@@ -82,7 +84,7 @@ class BagFiles:
         self._stack.close()
 
     def messages(self, names: Iterable[str]) -> Iterator[RawMessage]:
-        """The messages of these topics, file by file in the order of their recording."""
+        """Yield the messages of these topics, file by file in the order of their recording."""
         chosen = set(names)
         for storage in self._storages:
             yield from storage.messages(chosen)
@@ -124,14 +126,14 @@ class BagFiles:
         return [file for file in listed if file not in missing]
 
     def _listed(self, metadata: Path) -> list[Path] | None:
-        """The files in their order, by metadata.yaml; None where it cannot be read."""
+        """Return the files in the order of metadata.yaml; None if it cannot be read."""
         import yaml
 
         try:
             content = read_regular(metadata, LARGEST_METADATA)
             loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
             depth = 0
-            for event in yaml.parse(content, loader):  # deep nesting would crash the C loader
+            for event in yaml.parse(content, loader):  # the C loader crashes on deep nesting
                 depth += isinstance(event, yaml.CollectionStartEvent)
                 depth -= isinstance(event, yaml.CollectionEndEvent)
                 if depth > 50 or isinstance(event, yaml.AliasEvent):
@@ -173,7 +175,10 @@ class BagFiles:
             raise DamagedError(reason_of(error)) from None
 
     def _unpacked(self, path: Path, stack: contextlib.ExitStack) -> Path:
-        """A compressed file in a temporary folder, as far as there is room."""
+        """Unpack a compressed file into a temporary folder and return its path.
+
+        Raises BagError without enough room, DamagedError if the data is not what it should be.
+        """
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="depth_tools_bag_")))
         target = folder / path.stem
         magic = mcap.MAGIC if target.suffix == ".mcap" else sqlite.MAGIC
@@ -208,7 +213,7 @@ class BagFiles:
 
 
 def _storage_name(path: Path) -> str:
-    """The name without the suffix of compression where it is one of a bag's file, or nothing."""
+    """Return the name of a bag's file without the suffix of compression, "" for other files."""
     name = path.stem if path.suffix in _PACKED else path.name
     return name if name.endswith(_SUFFIXES) else ""
 
@@ -219,7 +224,7 @@ def _begins(path: Path, magic: bytes) -> bool:
 
 
 def _natural(name: str) -> list[tuple[int, int | str]]:
-    """Sorts bag_2 before bag_10."""
+    """Return a sort key that puts bag_2 before bag_10."""
     return [
         (0, int(part)) if part.isdecimal() else (1, part)
         for part in re.split(r"(\d{1,18})", name)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is compressed in a bag, in pieces and up to what was announced."""
+"""Decompression of a bag's data, in pieces and up to a limit."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ def _zstd() -> Any:
 
 
 def announced_size(head: bytes) -> int | None:
-    """What the first frame says of its size, None where it says nothing."""
+    """Return the size that the first zstd frame announces, None if it announces none.
+
+    Raises DamagedError for other data, BagError without a zstd library.
+    """
     try:
         size = _zstd().get_frame_info(head).decompressed_size
     except BagError:
@@ -37,8 +40,10 @@ def announced_size(head: bytes) -> int | None:
 
 
 def zstd_pieces(read: Callable[[int], bytes], ceiling: int) -> Iterator[bytes]:
-    """What is compressed, in pieces of at most a megabyte; DamagedError beyond the ceiling, after
-    damage and at a cut end, when all before it has been given.
+    """Yield decompressed data in pieces of at most a megabyte.
+
+    Raises DamagedError beyond the ceiling, at damaged data and at a cut end, after all data before
+    it has been yielded.
     """
     zstd = _zstd()
     decoder, waiting, total, frames = None, b"", 0, 0
@@ -66,7 +71,7 @@ def zstd_pieces(read: Callable[[int], bytes], ceiling: int) -> Iterator[bytes]:
 
 
 def _next_piece(decoder: Any, compressed: bytes, kind: str, total: int, ceiling: int) -> bytes:
-    """What a decompressor makes of some bytes, after `total` that it made before."""
+    """Return the next decompressed piece, after `total` bytes that were decompressed before."""
     try:
         piece: bytes = decoder.decompress(compressed, min(_PIECE, ceiling - total + 1))
     except (Exception, MemoryError) as error:
@@ -89,7 +94,7 @@ def _reader(data: bytes | memoryview) -> Callable[[int], bytes]:
 
 
 def zstd_pieces_of(data: bytes, ceiling: int) -> Iterator[bytes]:
-    """As zstd_pieces(); nothing where more than the ceiling is announced."""
+    """Yield as zstd_pieces(); raises DamagedError at once if too large a size is announced."""
     announced = announced_size(data[:64])
     if announced is not None and announced > ceiling:
         raise DamagedError(f"its zstd data announces {announced} bytes, more than {ceiling}")

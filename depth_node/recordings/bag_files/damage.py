@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a file of a bag gives, and what it says where something of it cannot be read."""
+"""The messages of a bag's files, and the record of what could not be read."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ LARGEST_MESSAGE = 1 << 28  # bytes: a raw image of 89 Mpx
 
 
 class BagError(FrameError):
-    """A bag that cannot be used; says what is missing and what to do."""
+    """A bag cannot be used; the sentence says what is missing and what to do."""
 
 
 class DamagedError(ValueError):
-    """Why a part of a bag cannot be read, in a few words."""
+    """A part of a bag cannot be read; the message is the reason in a few words."""
 
 
 @dataclass(frozen=True)
 class RawMessage:
-    """A message as it was recorded: CDR bytes of a type, and when, in nanoseconds."""
+    """A recorded message: the CDR bytes of a type (kind), and its time of recording in ns."""
 
     topic: str
     kind: str
@@ -32,13 +32,13 @@ class RawMessage:
 
 @dataclass
 class Damage:
-    """What was left out because it could not be read: kind of thing -> how often and why first."""
+    """Counts of what could not be read, by kind, with the first reason of each kind."""
 
     counts: Counter[str] = field(default_factory=Counter)
     reasons: dict[str, str] = field(default_factory=dict)
 
     def add(self, what: str, why: object) -> None:
-        """One more; of each kind the first reason is kept."""
+        """Count one more of a kind; the first reason of each kind is kept."""
         self.counts[what] += 1
         self.reasons.setdefault(what, both_ends(str(why), 400))
 
@@ -46,5 +46,5 @@ class Damage:
         return bool(self.counts)
 
     def counted(self) -> list[tuple[str, int]]:
-        """(kind of thing: why, how often), by kind."""
+        """Return ("kind: reason", count) of each kind, sorted by kind."""
         return [(f"{what}: {self.reasons[what]}", n) for what, n in sorted(self.counts.items())]

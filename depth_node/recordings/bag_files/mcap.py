@@ -28,11 +28,11 @@ _CACHED_CHUNKS = 1 << 28  # bytes
 
 
 class McapFile:
-    """One MCAP file, read from its beginning on: an index at its end is needed only to get past a
+    """One MCAP file, read from its beginning; the index at its end is used only to get past a
     damaged part.
 
-    The first pass notes where each message of a known type lies; the second reads in the order of
-    time. Chunks are kept unpacked as long as they are likely to be needed.
+    Opening the file notes where each message of a known type lies; messages() reads them in the
+    order of time. The chunks used last are kept decompressed.
     """
 
     def __init__(self, path: Path, known: frozenset[str], damage: Damage) -> None:
@@ -43,9 +43,9 @@ class McapFile:
         self._channels: dict[int, tuple[str, str] | None] = {}
         self._names: list[tuple[str, str]] = []  # (topic, type), by number
         self._number: dict[tuple[str, str], int] = {}
-        # A message each: time, number of its topic, chunk or -1, offset there, bytes.
+        # For each message: time, number of its topic, chunk or -1, offset there, length in bytes.
         self._index = tuple(array("q") for _ in range(5))
-        self._chunks: list[int] = []  # where they begin
+        self._chunks: list[int] = []  # offsets in the file
         self._cut = -1  # the chunk in which the file ends
         self._unpacked: OrderedDict[int, bytes] = OrderedDict()
         self._stack = contextlib.ExitStack()
@@ -63,11 +63,11 @@ class McapFile:
         self._stack.close()
 
     def messages(self, names: set[str]) -> Iterator[RawMessage]:
-        """Those of these topics, in the order of their recording."""
+        """Yield the messages of these topics, in the order of their recording."""
         numbers = {number for name, number in self._number.items() if name[0] in names}
         times, topics, chunks, offsets, lengths = self._index
         chosen = [k for k in range(len(times)) if topics[k] in numbers]
-        chosen.sort(key=times.__getitem__)  # keeps the order in the file of equal times
+        chosen.sort(key=times.__getitem__)  # stable: messages of one time keep the file's order
         for k in chosen:
             data = self._bytes(chunks[k], offsets[k], lengths[k])
             if data is None:
@@ -85,7 +85,7 @@ class McapFile:
         if content is None:
             try:
                 content = self._chunk(chunk)
-            except DamagedError:  # it could be read a moment ago
+            except DamagedError:  # the file has changed since it was opened
                 return None
             self._unpacked[chunk] = content
             while len(self._unpacked) > 1 and (
@@ -111,7 +111,7 @@ class McapFile:
                 raise DamagedError(f"{why}; try `mcap recover`") from None
 
     def _records(self, place: int, end: int) -> None:
-        """Every record up to the end of the data."""
+        """Read every record up to the end of the data. Raises _CutError if the file ends before."""
         while place < end:
             head = self._read(place, 9)
             if len(head) < 9:
@@ -135,7 +135,7 @@ class McapFile:
         raise _CutError(place, "the file ends without its footer")
 
     def _recover(self, place: int) -> None:
-        """After a damaged record: the chunks behind it that the index at the end knows."""
+        """After a damaged record at `place`, add the later chunks in the index at the file's end."""
         with contextlib.suppress(DamagedError, struct.error, IndexError):
             foot = self._read(self._size - 37, 37)
             if foot[-8:] == MAGIC and foot[0] == 0x02:
@@ -186,7 +186,10 @@ class McapFile:
             self.topics[topic] = kind
 
     def _add_message(self, head: bytes, chunk: int, offset: int, length: int) -> None:
-        """head: the first 22 bytes of the record. offset: where it begins."""
+        """Add a message to the index.
+
+        head: the first 22 bytes of the record's content. offset: where the content begins.
+        """
         if length < 22 or len(head) < 22:
             self._damage.add("messages", "shorter than their own head")
             return
@@ -231,7 +234,7 @@ class McapFile:
             self._damage.add("chunks", f"{self.path.name}: a record reaches beyond its chunk")
 
     def _chunk(self, number: int) -> bytes:
-        """The records of a chunk; of the one in which the file ends what is there."""
+        """Return the decompressed records of a chunk, or what is left of one that is cut off."""
         place, cut = self._chunks[number], number == self._cut
         head = self._read(place, 9 + 32 + 1024)
         try:
@@ -268,7 +271,7 @@ class McapFile:
 
 
 class _CutError(DamagedError):
-    """Where the records of a file cannot be followed any more."""
+    """The records of a file cannot be followed beyond the byte `place`."""
 
     def __init__(self, place: int, why: str) -> None:
         super().__init__(why)
@@ -276,7 +279,7 @@ class _CutError(DamagedError):
 
 
 def _text(data: bytes, place: int) -> tuple[str, int]:
-    """A string of MCAP, shortened, and where it ends."""
+    """Return a string of MCAP and the offset behind it. Raises DamagedError, struct.error."""
     (length,) = struct.unpack_from("<I", data, place)
     end = place + 4 + length
     if end > len(data):

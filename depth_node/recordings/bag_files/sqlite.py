@@ -27,7 +27,7 @@ _CURE = "; copy it again, or let `sqlite3 FILE .recover` write what can be saved
 
 
 class SqliteFile:
-    """One database of rosbag2; opened so that nothing of it is written or executed."""
+    """One database of rosbag2, opened so that nothing is written and no code in it is executed."""
 
     def __init__(self, path: Path, known: frozenset[str], damage: Damage) -> None:
         self.path, self._known, self._damage = path, known, damage
@@ -38,11 +38,9 @@ class SqliteFile:
         with open_regular(path) as file:
             if file.read(16) != MAGIC:
                 raise DamagedError("it does not begin like an SQLite3 database")
-        # A recorder that was killed leaves its log behind.
+        # A recorder that was killed leaves its write-ahead log, which must be read too.
         write_ahead_log = path.with_name(f"{path.name}-wal")
-        live = (
-            write_ahead_log.is_file() and write_ahead_log.stat().st_size > 0
-        )  # of a killed recorder
+        live = write_ahead_log.is_file() and write_ahead_log.stat().st_size > 0
         options = "mode=ro" if live else "mode=ro&immutable=1"
         self._base = sqlite3.connect(f"{path.resolve().as_uri()}?{options}", uri=True)
         try:
@@ -52,7 +50,7 @@ class SqliteFile:
             try:
                 self._check_tables()
             except sqlite3.DatabaseError as error:
-                # A database that is cut off is opened only like this.
+                # With this a database that is cut off can still be opened.
                 self._damage.add("parts of databases", f"{path.name}: {reason_of(error)}{_CURE}")
                 self._base.execute("PRAGMA writable_schema=ON")
                 self._check_tables()
@@ -67,7 +65,11 @@ class SqliteFile:
         self._base.close()
 
     def _check_tables(self) -> None:
-        """Plain tables only: a view, a virtual table or a computed column may compute for ever."""
+        """Require plain tables: a view, a virtual table or a computed column could compute for ever.
+
+        `table_info` does not list computed columns, so that they count as missing. Raises
+        DamagedError.
+        """
         rows = self._base.execute(
             "SELECT name, type, sql FROM sqlite_master WHERE name IN ('messages', 'topics')"
         ).fetchall()
@@ -98,7 +100,7 @@ class SqliteFile:
                 self.topics[name] = kind
 
     def _read_index(self) -> None:
-        """Where the messages are; from both ends, should a page between them be damaged."""
+        """Index the messages; from both ends if a page between them is damaged."""
         query = "SELECT rowid, topic_id, timestamp, typeof(data), length(data) FROM messages"
         last, why = None, ""
         try:
@@ -129,7 +131,7 @@ class SqliteFile:
                 column.append(value)
 
     def messages(self, names: set[str]) -> Iterator[RawMessage]:
-        """Those of these topics, in the order of their recording."""
+        """Yield the messages of these topics, in the order of their recording."""
         numbers = {number for number, (name, _) in self._names.items() if name in names}
         times, rows, topics = self._rows
         chosen = [k for k in range(len(times)) if topics[k] in numbers]
