@@ -14,7 +14,7 @@ STRONG_FRACTION = 0.06
 LEAST_GRADIENT = 16
 """Of at most 1020: a step of four grey values; less is noise, also in an image without edges."""
 WEAK_FRACTION = 0.2
-"""Beyond this fraction of the steepest pixels there is no edge; up to it the strength falls to 0."""
+"""Beyond this fraction of the steepest pixels is no edge; up to it the strength falls to 0."""
 
 
 def gradient_strength(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
