@@ -15,10 +15,10 @@ Every module defines its settings beside the code that uses them::
     class PipelineConfig:
         fit: FitConfig = section(FitConfig, "The fit of metres to the relative depth.")
 
-An option alone defines default, meaning, unit and range. `build`, `load` and `replace` refuse a
-wrong value with one sentence that names the dotted key, and an unknown key with the nearest known
-one. Leaves are bool, int, float, str and tuples of these, the types that YAML and ROS parameters
-share; there is no None (use "" or 0 and say so in the description).
+Default, meaning, unit and range of a setting are defined only in its option. `build`, `load` and
+`replace` refuse a wrong value with one sentence that names the dotted key, and an unknown key with
+the nearest known one. Leaves are bool, int, float, str and tuples of these, the types that YAML and
+ROS parameters share; there is no None (use "" or 0 and say so in the description).
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Option:
 
     @property
     def type_name(self) -> str:
-        """The type in words: `float`, `str`, `list of 3 float`."""
+        """The type as text: `float`, `str`, `list of 3 float`."""
         if not self.is_list:
             return self.type.__name__
         return (
@@ -120,7 +120,7 @@ class Option:
                 wrong = True
         if wrong or (self.type is float and math.isnan(value)):
             raise ConfigError(f"{self.name} must be {self.type_name}, got {quoted(value)}")
-        if self.type is int and not -(2**63) <= value < 2**63:  # as ROS parameters have
+        if self.type is int and not -(2**63) <= value < 2**63:  # the range of ROS parameters
             raise ConfigError(f"{self.name} must be an integer of 64 bits, got {quoted(value)}")
         if self.choices and value not in self.choices:
             allowed = ", ".join(str(choice) for choice in self.choices)
@@ -147,22 +147,23 @@ def option(
     choices: Sequence[Any] = (),
     read_only: bool = False,
 ) -> Any:
-    """A leaf of a config dataclass. Bounds are inclusive and hold for every element of a tuple.
+    """Define a leaf of a config dataclass.
 
-    read_only: a running node cannot change the value; it is fixed when the node is created.
+    Bounds are inclusive and apply to every element of a tuple. read_only: a running node cannot
+    change the value; it is fixed when the node is created.
     """
     rule = _Rule(description, unit, minimum, maximum, tuple(choices), read_only)
     return dataclasses.field(default=default, metadata={_OPTION: rule})
 
 
 def section(cls: type, description: str, **defaults: Any) -> Any:
-    """A nested config dataclass; `defaults` replace those of `cls` where it is used here."""
+    """Define a nested config dataclass; `defaults` replace those of `cls` in this section."""
     factory = functools.partial(cls, **defaults)
     return dataclasses.field(default_factory=factory, metadata={_SECTION: (cls, description)})
 
 
 def build(cls: type[T], values: Mapping[str, Any]) -> T:
-    """A validated instance of `cls` from nested mappings; keys left out keep their defaults.
+    """Create a validated instance of `cls` from nested mappings; missing keys keep their defaults.
 
     Raises ConfigError for an unknown key or a value that cannot be used.
     """
@@ -170,7 +171,7 @@ def build(cls: type[T], values: Mapping[str, Any]) -> T:
 
 
 def load(cls: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
-    """A validated instance of `cls` from a YAML file and `a.b=3` overrides (the last one wins).
+    """Create a validated `cls` from a YAML file and `a.b=3` overrides (the last one wins).
 
     Raises ConfigError if the file cannot be read or a key or value cannot be used.
     """
@@ -193,10 +194,10 @@ def load(cls: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
 
 
 def read_text(path: Path, limit: int, noun: str = "the file") -> str:
-    """The UTF-8 text of a regular file of at most `limit` bytes.
+    """Return the UTF-8 text of a regular file of at most `limit` bytes.
 
-    Raises ConfigError, which names the file, for all that is none: a pipe, which would never end,
-    a device, a folder, another encoding, a file beyond the limit.
+    Raises ConfigError, which names the file, for anything else: a pipe, which would never end, a
+    device, a folder, another encoding, a larger file. noun: names the file in the sentence.
     """
     shown = one_line(path, 1000)
     try:
@@ -217,15 +218,15 @@ def read_text(path: Path, limit: int, noun: str = "the file") -> str:
 
 
 class FileTooLargeError(OSError):
-    """A file is larger than what it claims to be can be."""
+    """A file is larger than the limit for its kind."""
 
 
 def read_bytes(path: Path, limit: int | None = None) -> bytes:
-    """The content of a regular file, never of a pipe or a device.
+    """Return the content of a regular file; pipes and devices are refused.
 
     Raises OSError (FileTooLargeError beyond `limit` bytes), and ValueError for an impossible path.
     """
-    # O_NONBLOCK: opening a pipe does not wait for somebody who writes into it.
+    # O_NONBLOCK: opening a pipe does not wait for a writer.
     with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
         status = os.fstat(file.fileno())
         if stat.S_ISDIR(status.st_mode):
@@ -243,7 +244,7 @@ def read_bytes(path: Path, limit: int | None = None) -> bytes:
 
 
 def override(config: T, overrides: Sequence[str]) -> T:
-    """Apply `a.b=3` texts; values are YAML, a str option takes the text itself.
+    """Return the config changed by `a.b=3` texts; values are YAML, a str option takes the text.
 
     Raises ConfigError if a text has no `=` or a key or value cannot be used.
     """
@@ -271,7 +272,7 @@ def override(config: T, overrides: Sequence[str]) -> T:
 
 
 def replace(config: T, changes: Mapping[str, Any]) -> T:
-    """A new validated config with dotted keys changed: replace(c, {"fit.method": "slf"}).
+    """Return a validated copy with dotted keys changed: replace(c, {"fit.method": "slf"}).
 
     Raises ConfigError for an unknown key or a value that cannot be used.
     """
@@ -303,7 +304,7 @@ def validate(config: Any) -> None:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """Nested dict of plain values (tuples as lists), in field order."""
+    """Return a nested dict of plain values (tuples as lists), in field order."""
     result: dict[str, Any] = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -315,12 +316,12 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def dump(config: Any) -> str:
-    """YAML text from which `load` makes an equal config."""
+    """Return YAML text from which `load` makes an equal config."""
     return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
 
 
 def flatten(config: Any) -> dict[str, Any]:
-    """Dotted name -> value (tuples stay tuples), in field order."""
+    """Return dotted name -> value (tuples stay tuples), in field order."""
     result: dict[str, Any] = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -332,7 +333,7 @@ def flatten(config: Any) -> dict[str, Any]:
 
 
 def describe(cls: type) -> list[Option]:
-    """Every leaf below `cls` with its dotted name and its default in this tree."""
+    """Return every leaf below `cls` with its dotted name and its default in this tree."""
     defaults = flatten(cls())
     return [dataclasses.replace(item, default=defaults[item.name]) for item in _describe(cls)]
 
@@ -424,7 +425,7 @@ def _sections(cls: type) -> list[tuple[dataclasses.Field[Any], type, str]]:
 
 
 def _leaf_type(hint: Any, where: str) -> tuple[type, bool, int]:
-    """(scalar type, is a tuple, fixed length or 0) of an annotation."""
+    """Return (scalar type, whether it is a tuple, fixed length or 0) of an annotation."""
     if hint in _SCALARS:
         return hint, False, 0
     arguments = typing.get_args(hint)
@@ -441,8 +442,8 @@ def _leaf_type(hint: Any, where: str) -> tuple[type, bool, int]:
 class _Loader(yaml.SafeLoader):
     """SafeLoader that reads 1e-3 as a number (YAML 1.1: a text) and refuses duplicate keys.
 
-    Aliases are refused where a file comes with a model, and counted as what they stand for: nine
-    lines of them make a value of a gigabyte.
+    For the limit on the number of values an alias counts as all that it stands for: nine lines of
+    aliases can expand to a gigabyte. If `aliases` is False, they are refused.
     """
 
     aliases = True
@@ -453,7 +454,7 @@ class _Loader(yaml.SafeLoader):
         self._depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """Compose a node; as PyYAML does, but of bounded size."""
+        """Compose a node as PyYAML does, but of bounded size and depth. Raises ConfigError."""
         line = self.peek_event().start_mark.line + 1
         is_alias = self.check_event(yaml.AliasEvent)
         if is_alias and not self.aliases:
@@ -465,7 +466,7 @@ class _Loader(yaml.SafeLoader):
         self._depth -= 1
         if node is None or id(node) in self._sizes:
             return node
-        if is_alias:  # of a node that is not complete
+        if is_alias:  # its node is not complete: it contains the alias
             raise ConfigError(f"an alias stands for itself (line {line}): write it out")
         children: list[Any] = []
         if isinstance(node, yaml.SequenceNode):
@@ -482,8 +483,9 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def _check_keys(self, node: yaml.MappingNode) -> None:
-        """Raise ConfigError for a key that is no scalar, or that is there twice. It is looked at
-        before `<<` is followed, as a mapping's own keys may replace what is merged into it.
+        """Raise ConfigError for a key that is not a scalar, or that is given twice.
+
+        Checked before `<<` is merged, because a mapping's own keys may replace merged ones.
         """
         keys: set[Any] = set()
         for key_node, _ in node.value:
@@ -499,7 +501,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _PlainLoader(_Loader):
-    """A loader for files of others."""
+    """A loader for untrusted files, such as those that come with a model."""
 
     aliases = False
 
@@ -512,10 +514,10 @@ _Loader.add_implicit_resolver(
 
 
 def parse_yaml(text: str, *, aliases: bool = True) -> Any:
-    """The value of a YAML text: plain values only, bounded in size.
+    """Return the value of a YAML text: plain values only, bounded in size.
 
-    aliases: whether `*name` may stand for what was written before; not in files of others. Raises
-    ConfigError, one sentence, for every text that cannot be read.
+    aliases: whether `*name` may stand for what was written before; use False for untrusted files.
+    Raises ConfigError, one sentence, for every text that cannot be read.
     """
     try:
         loader = (_Loader if aliases else _PlainLoader)(text)
@@ -532,7 +534,7 @@ def parse_yaml(text: str, *, aliases: bool = True) -> Any:
         raise ConfigError(f"not valid YAML{position}: {one_line(problem)}") from error
     except RecursionError as error:
         raise ConfigError("not valid YAML: too many brackets within each other") from error
-    except Exception as error:  # 2001-99-99, !!int x, 5000 digits: what a constructor trips over
+    except Exception as error:  # constructors fail on 2001-99-99, !!int x, 5000 digits
         raise ConfigError(
             f"not valid YAML: a value cannot be read ({one_line(error)}); put a text in quotes"
         ) from error

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""FrameInput: the one noun for an observation, made by the node, replay, bags, demo, benchmarks."""
+"""FrameInput: the only type of an observation, for the node, replays, the demo and benchmarks."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from depth_node.regions.label_maps import Labels
 
 @dataclass(frozen=True)
 class SourcePoints:
-    """What one LiDAR measured around an image, for whoever judges the LiDARs one by one.
+    """The points of one LiDAR near an image in time, to judge the LiDARs' extrinsics one by one.
 
-    source: its name. points: (N, 3) metres, T_camera_points: (4, 4) puts them where they are at the
-    image's time, as far as the motion since then is known. T_camera_lidar: (4, 4) as stated; lag_s:
-    how long after the image they were measured, 0 where the motion is taken out.
+    source: the LiDAR's name. points: (N, 3) metres, T_camera_points: (4, 4) maps them to where they
+    are at the image's time, as far as the motion in between is known. T_camera_lidar: (4, 4) as
+    configured or from TF. lag_s: how long after the image the points were measured, 0 if the motion
+    was compensated.
     """
 
     source: str
@@ -34,7 +35,7 @@ class SourcePoints:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where an image comes from: for what is written beside it, no method reads it.
+    """Where an image comes from: used when results are written, not by any method.
 
     frame_id: the camera's optical frame. recorded_ns: when the image was recorded, by the clock of
     its recording.
@@ -46,19 +47,20 @@ class Origin:
 
 @dataclass(frozen=True)
 class FrameInput:
-    """An image and all that was measured with it: what DepthPipeline.process() works on.
+    """An image and all that was measured with it: the input of DepthPipeline.process().
 
     image: (H, W, 3) uint8 RGB. camera: the calibration of this image. points: (N, 3) metres in the
-    LiDAR frame, None or empty without any. T_camera_lidar: (4, 4), needed where there are points.
-    age_s: seconds between the points and the image, one number or (N,). noise_m: declared standard
-    deviation of the points' depth in metres, one number or (N,), 0: not declared. stamp_ns:
-    time of the image, None for an image of no sequence: nothing is remembered of it.
-    T_world_camera: (4, 4) where the camera was in a frame that stands still (odometry), None where
-    nobody knows. sources: the points of each LiDAR by itself, empty where one LiDAR gave them all.
+    LiDAR frame, None or empty without any. T_camera_lidar: (4, 4), required with points. age_s:
+    seconds between the points and the image, one number or (N,). noise_m: declared standard
+    deviation of the points' depth in metres, one number or (N,), 0: not declared. stamp_ns: time of
+    the image, None for an image that is not part of a sequence: nothing of it is kept in memory.
+    T_world_camera: (4, 4) pose of the camera in a fixed frame (odometry), None if unknown. sources:
+    the points of each LiDAR separately, empty if one LiDAR gave them all.
 
-    What is given here is taken instead of being computed: labels (H, W) int32 regions, prediction
+    These are used, where given, instead of being computed: labels (H, W) int32 regions, prediction
     of a network, sparse depth of pixels that were measured directly. origin: where the image comes
-    from. echoes: of sensors that measure one distance in a cone; the network says where in it.
+    from. echoes: of sensors that measure one distance in a cone; the network's prediction shows
+    where in the cone.
     """
 
     image: npt.NDArray[np.uint8]
@@ -77,14 +79,14 @@ class FrameInput:
     echoes: tuple[Echo, ...] = ()
 
     def of_each_lidar(self) -> tuple[SourcePoints, ...]:
-        """The points of each LiDAR by itself; nothing without points of a LiDAR of known pose."""
+        """Return the points of each LiDAR separately; empty without points or a LiDAR's pose."""
         T, points = self.T_camera_lidar, self.points
         if self.sources or T is None or points is None or not len(points):
             return self.sources
         return (SourcePoints("", points, T, T),)
 
     def check(self) -> None:
-        """Raise ValueError, with cause and cure, if image, camera and labels contradict."""
+        """Raise ValueError, with cause and cure, if image, camera and labels do not match."""
         image, camera, labels = self.image, self.camera, self.labels
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
             raise ValueError(

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gates: which pixels of a depth map may be believed.
+"""Gates: which pixels of a depth map are reliable.
 
-A robot acts on every point that it is given, so a point is given only where its relative standard
-deviation is small, its depth in range, and where it does not fly between two surfaces. What is out
-of range is told as REP-118 says: NaN unknown, +Inf farther than may be believed (sky too), -Inf too
-near. The constants were chosen on recorded frames, one source left out at a time
+A robot acts on every point that it gets, so a point is published only if its relative standard
+deviation is small, its depth is in range, and it does not lie between two surfaces (a flying
+pixel). Depth out of range is marked as REP-118 defines: NaN unknown, +Inf too far (sky too), -Inf
+too near. The constants were chosen on recorded frames, one source left out at a time
 (docs/obstacles.md).
 """
 
@@ -23,16 +23,18 @@ from depth_node.config import ConfigError, option, validate
 F32 = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
-EDGE_GRID_PX = 320  # larger side of the grid on which edges are looked for
-BEND_STEP = 2  # of that grid, over which the inverse depth of a plane is straight
-MAX_BEND = 0.05  # of depth: half a step of inverse depth, of 10 % of the nearer surface's or more
-BEND_WINDOW, NEAR_WINDOW = 5, 7  # of that grid: where an edge reaches; where its near side is
-MAX_BEHIND = 0.06  # of depth: a pixel this little behind the near side belongs to it
+EDGE_GRID_PX = 320  # larger side of the grid on which edges are detected
+BEND_STEP = 2  # pixels of that grid to each side, from which the inverse depth is predicted
+# Least deviation of the inverse depth from the straight line at an edge, relative to itself: half
+# of a step by 10 % of the nearer surface's inverse depth.
+MAX_BEND = 0.05
+BEND_WINDOW, NEAR_WINDOW = 5, 7  # pixels of that grid: width of an edge; search for its near side
+MAX_BEHIND = 0.06  # relative depth: a pixel less than this behind the near side belongs to it
 
 
 @dataclass(frozen=True)
 class GateConfig:
-    """What is published, and what may be believed of it."""
+    """Which depth is published, and which of it counts as reliable."""
 
     max_std: float = option(
         0.08,
@@ -83,11 +85,11 @@ class GateConfig:
 
 
 class Gates:
-    """The gates of one depth map; each map is computed once, when it is first asked for.
+    """The gates of one depth map; each result is computed once, when it is first used.
 
-    depth, std: (H, W) float32 m, NaN unknown. depth_range_m: nearest and farthest that the fit can
-    give: it clamps to them, so that the depth there is a limit and no measurement. sky: (H, W) bool
-    or None.
+    depth, std: (H, W) float32 m, NaN unknown. depth_range_m: nearest and farthest depth that the
+    fit can give: the fit clamps to them, so that depth at a limit is not a measurement. sky: (H, W)
+    bool or None.
     """
 
     def __init__(
@@ -106,19 +108,19 @@ class Gates:
         self._thinned: dict[int, tuple[F32, F32]] = {}
 
     def thinned(self, every: int) -> tuple[F32, F32]:
-        """Depth and std of every n-th row and column, contiguous."""
+        """Return depth and std of every n-th row and column, contiguous."""
         if every not in self._thinned:
             depth, std = (np.ascontiguousarray(m[::every, ::every]) for m in (self.depth, self.std))
             self._thinned[every] = depth, std
         return self._thinned[every]
 
     def believed(self, every: int = 1) -> Mask:
-        """Whether the pixels depth[::every, ::every] pass all gates."""
+        """Return whether the pixels depth[::every, ::every] pass all gates: (h, w) bool."""
         if every not in self._believed:
             depth, std = self.thinned(every)
             passing = (depth > self._nearest) & (depth < self._farthest)  # NaN is neither
             if self.config.max_std > 0:
-                # Where nothing is known about the error, std is NaN.
+                # Where the error is unknown, std is NaN, which fails this test.
                 passing &= std <= np.float32(self.config.max_std) * depth
             if self.sky is not None:
                 passing &= ~self.sky[::every, ::every]
@@ -128,13 +130,14 @@ class Gates:
         return self._believed[every]
 
     def believed_depth(self) -> F32:
-        """(H, W) m, NaN where the depth does not pass the gates."""
+        """Return the depth (H, W), m, with NaN where it does not pass the gates."""
         return np.where(self.believed(), self.depth, np.float32(np.nan))
 
     def depth_image(self) -> F32:
-        """(H, W) m: NaN unknown, +Inf too far or sky, -Inf too near; gated where config says so.
+        """Return the depth image (H, W), m: NaN unknown, +Inf too far or sky, -Inf too near.
 
-        An uncertain pixel of a gated image is NaN and never Inf: it may be near.
+        With gate_depth_image the other gates apply too; an uncertain pixel is then NaN and never
+        Inf, because it may be near. Without infinity, NaN takes the place of Inf.
         """
         depth, sky = self.depth, self.sky
         gated = self.config.gate_depth_image
@@ -158,7 +161,7 @@ class Gates:
 
     @cached_property
     def _flying_grid(self) -> tuple[Mask, int]:
-        """Flying pixels on the grid of edges, and its step in pixels."""
+        """Flying pixels on the grid on which edges are detected, and its step in pixels."""
         step = max(1, round(max(self.depth.shape) / EDGE_GRID_PX))
         return flying_pixels(self.thinned(step)[0]), step
 
@@ -174,9 +177,9 @@ class Gates:
 
 
 def flying_pixels(depth: NDArray[Any]) -> Mask:
-    """Whether pixels of a depth map (H, W) lie beside an edge and behind its near side.
+    """Return which pixels of a depth map (H, W) lie beside an edge and behind its near side.
 
-    An edge is where the inverse depth, which is straight on a plane however steep, bends.
+    An edge is where the inverse depth bends; on a plane, however slanted, it is linear.
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         inverse = np.reciprocal(depth, dtype=np.float32)
@@ -188,7 +191,7 @@ def flying_pixels(depth: NDArray[Any]) -> Mask:
     if depth.shape[1] > 2 * k:
         cols = 0.5 * (inverse[:, : -2 * k] + inverse[:, 2 * k :]) - inverse[:, k:-k]
         np.maximum(bend[:, k:-k], np.abs(cols), out=bend[:, k:-k])
-    cv2.patchNaNs(bend, 0.0)  # beside the unknown nothing is said
+    cv2.patchNaNs(bend, 0.0)  # beside unknown pixels no edge is detected
     cv2.patchNaNs(inverse, 0.0)
     bend = cv2.dilate(bend, np.ones((BEND_WINDOW, BEND_WINDOW), np.uint8))
     near = cv2.dilate(inverse, np.ones((NEAR_WINDOW, NEAR_WINDOW), np.uint8))

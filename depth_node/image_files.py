@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Image files to pixels, wherever their bytes come from: a camera's message, a bag, a folder, a
-shard. They are looked through before they are decoded, so that a damaged, cut or monstrous one is
-refused: 100 kB of PNG can hold 3 GB, and libjpeg fills what is missing with grey and says nothing.
+"""Decoding of image files from bytes: of a camera's message, a bag, a folder or a shard. They are
+checked before they are decoded, so that damaged, cut and excessively large images are refused:
+100 kB of PNG can expand to 3 GB, and libjpeg fills missing parts with grey without an error.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from depth_node.sentences import one_line
 
 LARGEST_PX = 1 << 27  # 134 million, 0.4 GB in colour: no camera has more
-MOST_SCANS = 100  # of a progressive JPEG: each is a pass over the whole image; 10 is usual
+MOST_SCANS = 100  # in a progressive JPEG: each is a pass over the whole image; 10 is usual
 CAMERA_FORMATS = ("JPEG", "PNG")  # what cameras and recorders write
 ALL_FORMATS = (*CAMERA_FORMATS, "BMP", "WebP", "TIFF")
 
@@ -32,11 +32,11 @@ _MARKER = re.compile(rb"\xff+([^\x00\xff])")  # after filling; \xff\x00 is a byt
 
 
 class ImageError(ValueError):
-    """Why bytes are no whole image, in a few words without an end: `a PNG that is cut off`."""
+    """Bytes are not a complete image; the message is a phrase such as `a PNG that is cut off`."""
 
 
 class TooLargeError(ImageError):
-    """More pixels than LARGEST_PX, by the header."""
+    """The header announces more pixels than LARGEST_PX."""
 
     def __init__(self, height: int, width: int) -> None:
         super().__init__(
@@ -47,7 +47,7 @@ class TooLargeError(ImageError):
 
 @dataclass(frozen=True)
 class ImageBytes:
-    """An image that was looked through: its header, and its bytes without what may hang on it."""
+    """A checked image: its size from the header, and its bytes without data that is not needed."""
 
     height: int
     width: int
@@ -55,10 +55,10 @@ class ImageBytes:
 
 
 def look_through(data: bytes, formats: Collection[str] = CAMERA_FORMATS) -> ImageBytes:
-    """The size that the header says, after a look at every part of a JPEG or PNG.
+    """Check an image file and read the size in its header; of a JPEG or PNG every part is checked.
 
-    Raises ImageError for one that is cut off or damaged, of no format in `formats`, or larger than
-    LARGEST_PX.
+    Raises ImageError for a file that is cut off or damaged, of no format in `formats`, or larger
+    than LARGEST_PX.
     """
     for name, starts, reader in _READERS:
         if name in formats and starts(data):
@@ -70,11 +70,11 @@ def look_through(data: bytes, formats: Collection[str] = CAMERA_FORMATS) -> Imag
 
 
 def decode(image: ImageBytes, *, colour: bool = True, upright: bool = False) -> NDArray[Any]:
-    """The pixels of an image that was looked through. Raises ImageError where they are damaged.
+    """Decode an image that look_through() has checked. Raises ImageError if its pixels are damaged.
 
-    colour: (H, W, 3) RGB, uint8, or uint16 where 16 bits are stored (`scaled_to_8_bits`);
-    otherwise as stored, one channel or several (BGR), of any type. upright: turned as EXIF says;
-    otherwise the pixels stay where a calibration has them.
+    colour: (H, W, 3) RGB, uint8, or uint16 if 16 bits are stored (see scaled_to_8_bits); otherwise
+    as stored, one channel or several (BGR), of any type. upright: rotated as EXIF asks for;
+    otherwise the pixels stay where the camera's calibration expects them.
     """
     flags = cv2.IMREAD_UNCHANGED  # which ignores EXIF too
     if colour:
@@ -97,15 +97,17 @@ def decode(image: ImageBytes, *, colour: bool = True, upright: bool = False) -> 
 
 
 def bits_in_use(pixels: NDArray[np.integer]) -> int:
-    """How many of 16 bits an image needs: 8, 10, 12, 14 or 16. Cameras of fewer leave the top
-    empty, and a file of 12 bits read as 16 would be nearly black.
+    """Return how many of 16 bits an image uses: 8, 10, 12, 14 or 16.
+
+    Cameras with fewer bits leave the upper ones empty; an image of 12 bits read as 16 would be
+    nearly black.
     """
     needed = int(pixels.max(initial=0)).bit_length()
     return max(8, needed + needed % 2)
 
 
 def scaled_to_8_bits(pixels: NDArray[np.integer], bits: int = 0) -> NDArray[np.uint8]:
-    """The upper eight of the bits in use; bits 0: those that this image needs."""
+    """Return the upper eight of the bits in use. bits: how many; 0: bits_in_use(pixels)."""
     if pixels.dtype == np.uint8:
         return np.asarray(pixels, np.uint8)
     return np.asarray(pixels >> ((bits or bits_in_use(pixels)) - 8), np.uint8)
@@ -123,7 +125,7 @@ def _sized(data: bytes, height: int, width: int) -> ImageBytes:
 
 
 def _png(data: bytes) -> ImageBytes:
-    """Every chunk that matters, its checksum verified; the others (EXIF among them) dropped."""
+    """Check a PNG: the needed chunks, with their checksums; others, such as EXIF, are dropped."""
     place, pieces, size = len(_PNG), [_PNG], None
     while True:
         if place + 12 > len(data):
@@ -133,7 +135,7 @@ def _png(data: bytes) -> ImageBytes:
         if kind == b"IHDR" and length == 13 and len(pieces) == 1 and place + 16 <= len(data):
             width, height = struct.unpack_from(">II", data, place + 8)
             size = height, width
-            _sized(b"", *size)  # a size too large says more than a cut
+            _sized(b"", *size)  # checked first: too large is a better message than cut off
         if end > len(data):
             raise ImageError("a PNG that is cut off")
         if kind in _PNG_KEPT:
@@ -151,11 +153,13 @@ def _png(data: bytes) -> ImageBytes:
 
 
 def _jpeg(data: bytes) -> ImageBytes:
-    """From marker to marker to the end of the image; what follows (the film of a Motion Photo) is
-    not looked at. Without an end the file is cut off.
+    """Check a JPEG from marker to marker up to the end of the image.
+
+    Data that follows (the video of a Motion Photo) is ignored. A file without an end marker is cut
+    off.
     """
     place, size, scans = 2, None, 0
-    restart = -1  # the last one of this scan
+    restart = -1  # number of the last restart marker in this scan
     while True:
         match = _MARKER.search(data, place)
         if not scans and place < len(data) and data[place] != 0xFF:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Starts and steers the processes of a live run: camera, node and listener.
+"""Starts and controls the processes of a live run: camera, node and listener.
 
-Nothing here imports ROS: depth_node.ros.demo and depth_node.ros.main run as processes of their own,
-in a ROS domain of their own that does not leave this machine.
+This module does not import ROS: depth_node.ros.demo and depth_node.ros.main run as processes of
+their own, in a ROS domain of their own that does not leave this machine.
 """
 
 from __future__ import annotations
@@ -30,23 +30,27 @@ from depth_node.config import flatten
 from depth_node.pipeline import PipelineConfig
 from depth_node.recordings.frames import find_frames, read_frame
 
-VIEWS = 80  # rendered; played back and forth
-SCORED = 30  # of the depth images that came
+VIEWS = 80  # rendered views; played back and forth
+SCORED = 30  # received depth images that are kept and scored, about
 FAST_DDS_PROFILE = Path(__file__).parent / "ros/fastdds.xml"  # room for images in shared memory
-TAIL_LINES = 15  # of a log
-PATIENCE_S = 120.0  # for the node to come up on a busy machine
+TAIL_LINES = 15  # of a log, shown in an error
+PATIENCE_S = 120.0  # time in which the node must start on a busy machine
 Progress = Callable[[str, int], AbstractContextManager[Callable[[str], None]]]
 
 
 class DemoError(RuntimeError):
-    """The demo did not give depth; one sentence why."""
+    """The demo gave no depth; the message says why."""
 
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """What may be chosen: size is (height, width), frames a folder to render into, views how many
-    are rendered to be played back and forth, unplug: whether the LiDAR is silent in the middle
-    third, knock_deg by how much the LiDAR is turned on its mount after a third of the images."""
+    """Options of the demo.
+
+    size: (height, width). frames: a folder to render into. views: how many are rendered, to be
+    played back and forth. unplug: whether the LiDAR is silent in the middle third. knock_deg: the
+    angle by which the LiDAR is turned on its mount after a third of the images. Raises DemoError
+    for a value out of range.
+    """
 
     config: PipelineConfig = field(default_factory=PipelineConfig)
     seconds: float = 20.0
@@ -68,17 +72,17 @@ class DemoOptions:
 
     @property
     def images(self) -> int:
-        """How many are published."""
+        """The number of images that are published."""
         return max(1, round(self.seconds * self.rate_hz))
 
     @property
     def unplugged(self) -> tuple[int, int]:
-        """The images without a LiDAR: from, to."""
+        """The images without a LiDAR: the first, and the first after them."""
         return (self.images // 3, 2 * self.images // 3) if self.unplug else (0, 0)
 
     @property
     def knocked_at(self) -> int:
-        """The first image after the LiDAR was turned; beyond the last one if it is not."""
+        """The first image after the LiDAR was turned; beyond the last one if it is never turned."""
         return self.images // 3 if self.knock_deg else self.images
 
 
@@ -93,7 +97,11 @@ class Child:
         env: dict[str, str],
         own_session: bool = True,
     ):
-        """own_session: Ctrl-C is ours then: we end the children in order."""
+        """Start the process.
+
+        own_session: a session of its own, so that Ctrl-C reaches only this process, which then ends
+        the children in order.
+        """
         self.name = name
         self.reader: threading.Thread | None = None
         self.log = folder / f"{name}.log"
@@ -110,7 +118,7 @@ class Child:
             )
 
     def events(self, to: queue.Queue[tuple[str, dict[str, Any]]]) -> None:
-        """Put every event of the process into a queue, at last one that it has ended."""
+        """Put every event of the process into a queue, and finally the event `ended`."""
 
         def read() -> None:
             assert self.process.stdout is not None
@@ -124,14 +132,17 @@ class Child:
         self.reader.start()
 
     def tell(self, word: str) -> None:
-        """Say a word to the process; it may have ended already."""
+        """Send a word to the process, if it has not ended."""
         with suppress(OSError, ValueError):
             assert self.process.stdin is not None
             self.process.stdin.write(word + "\n")
             self.process.stdin.flush()
 
     def end(self, patience_s: float = 5.0) -> None:
-        """SIGINT, after a while SIGTERM, at last SIGKILL."""
+        """End the process with SIGINT, if needed with SIGTERM and finally with SIGKILL.
+
+        patience_s: time between them.
+        """
         with suppress(OSError):
             assert self.process.stdin is not None
             self.process.stdin.close()
@@ -146,14 +157,14 @@ class Child:
             self.reader.join(5.0)
 
     def tail(self) -> str:
-        """The end of its log."""
+        """Return the last lines of its log."""
         text = self.log.read_text(encoding="utf-8", errors="replace")
         return "\n".join(text.splitlines()[-TAIL_LINES:])
 
 
 @dataclass
 class Live:
-    """What the processes told: images sent and depth images received, the listener's report."""
+    """What the processes reported: images sent, depth images received, the listener's report."""
 
     published: int = 0
     received: int = 0
@@ -161,7 +172,7 @@ class Live:
 
 
 def free_domain(domains: range) -> int:
-    """A ROS domain of these in which nobody on this machine talks; any of them if all are taken.
+    """Return one of these ROS domains that has no participant on this machine, or any if none.
 
     The first participant of a domain listens on UDP port 7410 + 250 domain (DDSI-RTPS 2.3, 9.6.1).
     The search begins at another domain in each process.
@@ -176,7 +187,10 @@ def free_domain(domains: range) -> int:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """A ROS of our own: this machine only, a domain of our own, Fast DDS, logs in our folder."""
+    """Return environment variables for a private ROS: this machine only, an own domain, Fast DDS.
+
+    folder: for ROS's logs.
+    """
     unwanted = ("ROS_LOCALHOST_ONLY", "ROS_STATIC_PEERS", "ROS_DISCOVERY_SERVER",
                 "FASTDDS_BUILTIN_TRANSPORTS")  # fmt: skip
     env = {key: value for key, value in os.environ.items() if key not in unwanted}
@@ -191,12 +205,12 @@ def environment(folder: Path) -> dict[str, str]:
 
 
 def _node_parameters(config: PipelineConfig, T_camera_lidar: NDArray[np.float64]) -> dict[str, Any]:
-    """The parameters by which the node does what the settings say, with given extrinsics."""
+    """Return the node's parameter file for these settings and extrinsics (4, 4)."""
     values = {
         name: list(value) if isinstance(value, tuple) else value
         for name, value in flatten(config).items()
     }
-    # The LiDAR turns with the camera: each image has a scan with the same stamp.
+    # Camera and LiDAR are triggered together: each image has a scan with the same stamp.
     extra: dict[str, Any] = {
         "T_camera_lidar": T_camera_lidar.reshape(-1).tolist(),
         "scan_wait_s": 0.05,
@@ -207,12 +221,12 @@ def _node_parameters(config: PipelineConfig, T_camera_lidar: NDArray[np.float64]
 def run_live(
     options: DemoOptions, frames: Path, folder: Path, progress: Progress, bare: bool = False
 ) -> Live:
-    """Camera, node and listener as processes until all images have gone through.
+    """Run camera, node and listener as processes until all images have been processed.
 
     frames: frame folders with a LiDAR, all with the extrinsics of the first. folder: an empty one
-    for what they leave: published.jsonl (number, index of the frame, stamp) and live_NUMBER.npy,
-    the depth that was received. bare: in place of the node one that does nothing but
-    answer each image with a depth image of its size.
+    for the files that the processes write: published.jsonl (number, index of the frame, stamp) and
+    live_NUMBER.npy, the depth that was received. bare: instead of the node, run one that only
+    answers each image with a depth image of its size. Raises DemoError if no depth arrives.
     """
     T_camera_lidar = read_frame(find_frames(frames)[0]).T_camera_lidar
     if T_camera_lidar is None:
@@ -249,8 +263,10 @@ def run_live(
 
 @contextmanager
 def terminate_as_interrupt() -> Iterator[None]:
-    """SIGTERM, and SIGHUP of a closed terminal unless it is ignored, end us as Ctrl-C does: with
-    children ended and unfinished files deleted."""
+    """Make SIGTERM, and SIGHUP unless it is ignored, end this process as Ctrl-C does.
+
+    So children are ended and unfinished files deleted, also if the terminal is closed.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -271,7 +287,7 @@ def _conduct(
     events: queue.Queue[tuple[str, dict[str, Any]]],
     progress: Progress,
 ) -> Live:
-    """Wait until all are ready, let the images go, gather what comes back."""
+    """Wait until all are ready, start the images, and collect the depth and the report."""
     with progress("starting camera, node and listener", 2) as advance:
         for name, _ in _events(children, events, {"loaded", "ready"}, 2):
             advance(name)
@@ -279,7 +295,7 @@ def _conduct(
     live = Live()
     bar = progress("live: images in, depth out", options.images)
     with bar as advance:
-        end: float | None = None  # for what is still on its way after the last image
+        end: float | None = None  # deadline for depth images after the last image
         while end is None or time.monotonic() < end:
             try:
                 name, event = events.get(timeout=0.2)
@@ -312,7 +328,7 @@ def _events(
     count: int,
     until: str = "",
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """`count` events of these names, or all up to the one called `until`.
+    """Yield `count` events of these names, or all up to the one called `until`.
 
     Raises DemoError if they do not come within PATIENCE_S, or a process fails.
     """

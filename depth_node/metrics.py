@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Depth metrics: the only ones of the package.
+"""Depth metrics, used by the whole package.
 
 All metrics are computed in float64 over the valid pixels of one image; mean_over_sources() averages
 over images afterwards. A pixel is valid if its truth is finite and above zero (and the mask is
@@ -53,12 +53,12 @@ class Metrics:
     """fraction of the valid pixels that are answered; NaN if no pixel is valid"""
 
     def as_dict(self) -> dict[str, float]:
-        """Name to value, in the order above."""
+        """Return name -> value, in the order above."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
 def evaluate(prediction: ArrayLike, truth: ArrayLike, mask: ArrayLike | None = None) -> Metrics:
-    """Metrics of a depth map in metres against the truth in metres.
+    """Compute the metrics of a depth map in metres against the truth in metres.
 
     All arrays have the same shape, usually (H, W); ``mask`` is True at pixels that count (default:
     all). NaN, Inf and values not above zero mean "unknown" in both maps. Raises ValueError if the
@@ -102,7 +102,7 @@ def coverage(
     mask: ArrayLike | None = None,
     z: float = NORMAL_95,
 ) -> float:
-    """Fraction of the answered pixels whose truth lies in ``depth ± z std``; NaN if there is none.
+    """Return the fraction of answered pixels with the truth in ``depth ± z std``; NaN if none.
 
     All arrays have the same shape, usually (H, W), in metres. An answered pixel has a known depth
     and a known standard deviation (not negative). A calibrated interval with z = 1.96 contains the
@@ -154,21 +154,21 @@ def boundary_f1(prediction: ArrayLike, truth: ArrayLike, mask: ArrayLike | None 
 
 
 def mean_of_known(values: Iterable[float]) -> float:
-    """Mean of the values that are not NaN; NaN without any."""
+    """Return the mean of the values that are not NaN; NaN without any."""
     known = [value for value in values if not math.isnan(value)]
     return sum(known) / len(known) if known else math.nan
 
 
 def mean_over_sources(values: Mapping[str, Iterable[float]]) -> float:
-    """Mean over the images of each source, then over the sources; NaN is unknown.
+    """Return the mean over the images of each source, then over the sources; NaN is unknown.
 
-    A source of many images that look alike does not outweigh the others.
+    A source of many similar images does not outweigh the others.
     """
     return mean_of_known(mean_of_known(of_source) for of_source in values.values())
 
 
 def _neighbour_ratio(depth: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
-    """Depth of the next pixel along ``axis`` divided by the depth of this one."""
+    """Return the depth of the next pixel along ``axis`` divided by the depth of this one."""
     nearer, farther = (depth[:-1], depth[1:]) if axis == 0 else (depth[:, :-1], depth[:, 1:])
     return farther / nearer
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Health of the node over the last seconds: rates, latencies, quality of the fit, one sentence.
 
-Independent of ROS and of a clock: every call gets the time, in seconds of any monotonic clock. Safe
-for several threads.
+Independent of ROS and of a clock: every call gets the time, in seconds of any monotonic clock.
+Thread-safe.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ _DETAILS = (
 )
 
 LOST_IMAGES = 0.75
-"""An image rate below this share of camera_info's tells that images get lost on their way."""
+"""An image rate below this fraction of camera_info's shows that images are lost in transport."""
 
 WINDOW_S = 5.0
-"""What happened longer ago is not reported."""
+"""Events that happened longer ago are not reported."""
 
-_FEWEST_INFOS = 10  # in the window, before a rate is believed
+_FEWEST_INFOS = 10  # camera_info messages in the window, before their rate is used
 
 _EVENTS = (
     "image",
@@ -66,12 +66,12 @@ class Level(IntEnum):
 
 @dataclass(frozen=True)
 class FrameRecord:
-    """Facts of one published frame.
+    """Facts about one published frame.
 
     stamp_ms: time from the image's stamp to publication, None if the stamp is of another clock.
     node_ms: time from the image's arrival in the node to publication. stage_ms: time of each stage.
     scan_age_s: age of the oldest LiDAR point used, None without points. inlier_fraction and
-    residual_m: of the fit, NaN without points. status: the fit's, by name. details:
+    residual_m: of the fit, NaN without points. status: name of the fit's status. details:
     FitResult.details. trouble: a sentence for the operator, empty if there is no fault.
     """
 
@@ -89,9 +89,11 @@ class FrameRecord:
 
 @dataclass(frozen=True)
 class Situation:
-    """What the monitor cannot see by itself. engine: facts about the back end in use, by name.
-    input_hint: a sentence about an input that cannot come as the graph is, empty if there is none.
-    extrinsics: what is said of each LiDAR's place, by name; misplaced: a sentence if it is wrong.
+    """The node's state, which the monitor cannot see by itself.
+
+    engine: facts about the back end in use, by name. input_hint: a sentence about an input that
+    cannot arrive in the present ROS graph, empty if there is none. extrinsics: the verdict on each
+    LiDAR, by its name in the diagnostics. misplaced: a sentence if one of them is wrong.
     """
 
     active: bool = True
@@ -107,7 +109,7 @@ class Situation:
 
 @dataclass(frozen=True)
 class Report:
-    """Level, one sentence, and the figures behind it as texts in a fixed order."""
+    """The health of the node: level, one sentence, and its figures as texts in a fixed order."""
 
     level: Level
     message: str
@@ -132,61 +134,61 @@ class Monitor:
             self._scan_reason = ""
 
     def image(self, now_s: float) -> None:
-        """An image arrived."""
+        """Count an image that arrived."""
         self._count("image", now_s)
 
     def camera_info(self, now_s: float) -> None:
-        """A camera_info arrived; cameras send one with every image."""
+        """Count a camera_info that arrived; cameras send one with every image."""
         self._count("camera_info", now_s)
 
     def scan(self, now_s: float) -> None:
-        """LiDAR points arrived."""
+        """Count a LiDAR message that arrived."""
         self._count("scan", now_s)
 
     def scan_refused(self, now_s: float, reason: str) -> None:
-        """A LiDAR message that cannot be used; the frame goes on without it."""
+        """Count a LiDAR message that cannot be used; the frame is processed without it."""
         self._count("scan_refused", now_s)
         with self._lock:
             self._scan_reason = reason
 
     def dropped(self, now_s: float) -> None:
-        """An image was replaced by a newer one before it was processed."""
+        """Count an image that was replaced by a newer one before it was processed."""
         self._count("dropped", now_s)
 
     def skipped_no_subscribers(self, now_s: float) -> None:
-        """An image was skipped: no output topic has a subscriber."""
+        """Count an image that was skipped because no output topic has a subscriber."""
         self._count("skipped_no_subscribers", now_s)
 
     def skipped_rate_limit(self, now_s: float) -> None:
-        """An image was skipped: fewer are wanted than come."""
+        """Count an image that was skipped because the rate is limited."""
         self._count("skipped_rate_limit", now_s)
 
     def refused(self, now_s: float, reason: str) -> None:
-        """An input cannot be used: wrong size, unknown encoding, no calibration."""
+        """Count an input that cannot be used: wrong size, unknown encoding, no calibration."""
         self._count("refused", now_s, reason)
 
     def failed(self, now_s: float, reason: str) -> None:
-        """Processing a frame raised an exception."""
+        """Count a frame whose processing raised an exception."""
         self._count("failed", now_s, reason)
 
     def published(self, now_s: float, frame: FrameRecord) -> None:
-        """A frame was published."""
+        """Count a published frame and keep its record for WINDOW_S."""
         self._count("published", now_s)
         with self._lock:
             self._frames.append((now_s, frame))
 
     def total(self, event: str) -> int:
-        """Number of events of this name since the last reset."""
+        """Return the number of events of this name since the last reset."""
         with self._lock:
             return self._totals[event]
 
     def recent(self, event: str) -> int:
-        """How often an event happened in the window, as of the last report."""
+        """Return the number of these events in the window before the last event or report."""
         with self._lock:
             return len(self._times[event])
 
     def report(self, now_s: float, situation: Situation) -> Report:
-        """Level, sentence and figures of the last window."""
+        """Return level, sentence and figures of the last WINDOW_S seconds."""
         with self._lock:
             self._drop_old(now_s)
             recent = {name: len(times) for name, times in self._times.items()}

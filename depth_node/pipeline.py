@@ -4,8 +4,8 @@
 A network predicts relative depth and sparse measured points turn it into metres: by the residual
 field (fitting/field/solve.py), or by Region-aware Depth Scale Adaptation (arXiv 2507.14879): the
 points fall into the regions of a segmentation, and each region is fitted to its own points, or to
-those of its neighbours when it has too few. The live node, the replay and the benchmarks all drive
-this one object.
+those of its neighbours when it has too few. The node, the replay and the benchmarks all use this
+one class.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from depth_node.regions.propagation import RegionMemory
 from depth_node.regions.segmentation import segment
 from depth_node.regions.settings import SegmentationConfig
 
-_SKY_REACH = 0.0125  # of the larger side: 8 pixels at 640 about a point that no sky can have
+_SKY_REACH = 0.0125  # of the image's larger side (8 pixels at 640): around a point there is no sky
 
 
 @dataclass(frozen=True)
@@ -73,10 +73,10 @@ class PipelineConfig:
 
 @dataclass(frozen=True)
 class DepthResult:
-    """Metric depth of one image and everything it came from.
+    """Metric depth of one image and everything it was computed from.
 
-    depth, std: (H, W) float32 metres, NaN unknown (FitResult says what std means). labels: (H, W)
-    int32, None if the method needs no regions. stage_ms: wall time of every stage of this frame.
+    depth, std: (H, W) float32 metres, NaN unknown (see FitResult on std). labels: (H, W) int32,
+    None if the method needs no regions. stage_ms: wall time of every stage of this frame.
     segmentation: where the labels come from: "given", "network", "classical", "carried" from an
     earlier frame, "" for none. message: a sentence if the network found no regions, else empty.
     config: the settings of this frame.
@@ -95,21 +95,22 @@ class DepthResult:
 
     @cached_property
     def gates(self) -> Gates:
-        """What of the depth may be believed; computed as it is asked for."""
+        """The gates, which decide what depth is reliable; each of their maps is computed on use."""
         depth_range_m = self.config.projection.depth_range_m
         return Gates(self.depth, self.std, self.config.publish, depth_range_m, self.prediction.sky)
 
     @property
     def rejected(self) -> npt.NDArray[np.bool_]:
-        """(N,) of `sparse`: points that could be used and that the fit does not believe."""
+        """Mask (N,) of the points of `sparse` that could be used but that the fit rejected."""
         return ~self.fit.point_inlier & np.isfinite(self.fit.point_residual)
 
 
 class DepthPipeline:
     """Owns the networks, the settings and the memory; process() handles one frame.
 
-    Frames that come with their stamp are remembered by method field (fit.field.temporal) and, if
-    segmentation.every says so, for their regions; frames without are handled each on its own.
+    Frames with a stamp are kept in memory for method field (fit.field.temporal) and, if
+    segmentation.every asks for it, for their regions. Each frame without a stamp is processed
+    independently.
     """
 
     def __init__(
@@ -121,8 +122,8 @@ class DepthPipeline:
     ) -> None:
         """Open the networks that the settings name, unless they are given. Raises EngineError.
 
-        With an empty ``config.model.path`` there is no depth network: every frame must bring its
-        prediction. opener: what opens engines, such as SharedEngines.open for several pipelines.
+        With an empty ``config.model.path`` there is no depth network: every frame must contain its
+        prediction. opener: opens the engines; several pipelines may use SharedEngines.open.
         """
         self._config = config = config or PipelineConfig()
         self.depth_model = depth_model
@@ -136,7 +137,7 @@ class DepthPipeline:
                     config.region_model, config.segmentation, config.engine, opener
                 )
             _check_method(config, self.depth_model)
-            refiner_for(config.fit)  # a damaged file is told now
+            refiner_for(config.fit)  # a damaged file must fail now, not at the first frame
         except EngineError:
             self.close()
             raise
@@ -147,10 +148,11 @@ class DepthPipeline:
         return self._config
 
     def reconfigure(self, config: PipelineConfig) -> None:
-        """Other settings from the next frame on. ValueError if they ask for other networks.
+        """Use other settings from the next frame on.
 
         May be called while another thread is in process(): a frame ends with the settings with
-        which it began.
+        which it began. Raises ValueError if the settings need other networks, ConfigError if the
+        depth network cannot serve them.
         """
         now = self._config
         if (config.model, config.region_model, config.engine) != (
@@ -169,26 +171,30 @@ class DepthPipeline:
         self._config = config
 
     def warm_up(self) -> None:
-        """One made-up frame: what compiles or allocates at first use does so before the first
-        image, and a method that cannot run here says so now."""
+        """Process one synthetic frame.
+
+        Code that compiles or allocates at its first use does so now and not at the first image, and
+        a method that cannot run on this machine fails now.
+        """
         height, width = 480, 640
         rows, cols = np.mgrid[0:height, 0:width]
         image = np.repeat((cols[..., None] * 255 // (width - 1)).astype(np.uint8), 3, axis=2)
         prediction = None
         if self.depth_model is None:
             values = (1.0 + cols / width).astype(np.float32)
-            # Smaller than the image, so that what enlarges it is warm too.
+            # Smaller than the image, so that the code that enlarges it is warmed up too.
             prediction = Prediction(values[::2, ::2], "depth_affine_invariant")
         camera = Camera(width, height, 600.0, 600.0, (width - 1) / 2, (height - 1) / 2)
-        # Waves, which no network sees in that image: every step of the fit has something to do.
+        # Points on waves, which the prediction does not contain, so that every step of the fit has
+        # something to do.
         waves = (2 + np.sin(cols / 32) * np.cos(rows / 24)).astype(np.float32)
         points = camera.backproject(waves)[::24, ::24].reshape(-1, 3)
         self.process(FrameInput(image, camera, points, np.eye(4), prediction=prediction))
 
     def process(self, frame: FrameInput) -> DepthResult:
-        """Metric depth of one frame.
+        """Return the metric depth of one frame.
 
-        A frame that cannot be measured is told by ``result.fit.status``. Raises ValueError for
+        If the frame cannot be given metres, ``result.fit.status`` says why. Raises ValueError for
         inputs that contradict each other, EngineError for a network that fails.
         """
         frame.check()
@@ -217,11 +223,11 @@ class DepthPipeline:
         )  # fmt: skip
 
     def reset(self) -> None:
-        """Forget earlier frames. A frame that another thread is at keeps to the old memory."""
+        """Forget earlier frames. A frame in progress in another thread keeps the old memory."""
         self._memory, self._regions, self._anchor = FieldState(), RegionMemory(), MetricAnchor()
 
     def close(self) -> None:
-        """Free the networks, also those that were given."""
+        """Free the networks, including those that were given."""
         for model in (self.depth_model, self.region_model):
             if model is not None:
                 model.close()
@@ -239,7 +245,7 @@ class DepthPipeline:
         config: PipelineConfig,
         stage_ms: dict[str, float],
     ) -> DepthResult:
-        """A frame of a completion network, which needs the points before it answers."""
+        """Process a frame with a completion network, whose input includes the points."""
         model, size = self.depth_model, (frame.image.shape[0], frame.image.shape[1])
         assert isinstance(model, CompletionModel) and model.engine.manifest.sparse is not None
         depth_range_m = config.projection.depth_range_m
@@ -266,7 +272,7 @@ class DepthPipeline:
         )
 
     def _predict(self, frame: FrameInput, stage_ms: dict[str, float]) -> Prediction:
-        """The network's answer, or the prediction that is given, at the image's size."""
+        """Return the network's prediction, or the one that is given, at the image's size."""
         given = frame.prediction
         if given is None:
             if self.depth_model is None:
@@ -303,7 +309,7 @@ class DepthPipeline:
         )
 
     def _remember(self, frame: FrameInput) -> FieldState | None:
-        """What earlier frames left, told of this one; None for a frame of no sequence."""
+        """Return the memory, advanced to this frame; None for a frame without a stamp."""
         if frame.stamp_ns is None:
             return None
         pose = None
@@ -320,7 +326,10 @@ class DepthPipeline:
         config: PipelineConfig,
         stage_ms: dict[str, float],
     ) -> tuple[Labels | None, str, str]:
-        """Labels, where they come from, and what went wrong; nothing if the fit needs none."""
+        """Return labels, where they come from, and a message on a failed region network.
+
+        The labels are None and the texts empty if the fit needs no regions.
+        """
         if config.fit.method not in REGION_METHODS:
             return None, "", ""
         if frame.labels is not None:
@@ -365,7 +374,7 @@ def _check_method(config: PipelineConfig, model: DepthModel | None) -> None:
 
 
 def _resized(prediction: Prediction, image: npt.NDArray[np.uint8]) -> Prediction:
-    """A prediction at the size of its image (H, W, 3)."""
+    """Return a prediction resized to its image (H, W, 3)."""
     sky, confidence, size = prediction.sky, prediction.confidence, image.shape[:2]
     return Prediction(
         resize_map(prediction.values, *size, image=image),
@@ -376,9 +385,10 @@ def _resized(prediction: Prediction, image: npt.NDArray[np.uint8]) -> Prediction
 
 
 def _with_believed_sky(prediction: Prediction, points: SparseDepth) -> Prediction:
-    """Where a point was measured, there is no sky: what lies about it is unknown instead.
+    """Remove the sky around measured points: where a point was measured, there is no sky.
 
-    Sky is free space to a planner, so that a network's mistake would clear an obstacle.
+    Those pixels become unknown. For a planner sky is free space, so that a network's mistake would
+    clear an obstacle.
     """
     sky = prediction.sky
     if sky is None:
@@ -396,7 +406,7 @@ def _with_believed_sky(prediction: Prediction, points: SparseDepth) -> Predictio
 
 
 def _project(frame: FrameInput, config: ProjectionConfig) -> SparseDepth:
-    """The points of a frame as pixels with a measured depth."""
+    """Project the points of a frame to pixels with a measured depth."""
     if frame.points is None or len(frame.points) == 0:
         return SparseDepth.from_arrays([], [], [])
     if frame.T_camera_lidar is None:

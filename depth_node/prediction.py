@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The meaning of a depth network's output.
 
-The kind of an output is named by what it lacks (``disparity_affine_invariant``: large is near,
-scale and shift are unknown). Other modules ask :class:`Prediction` for the space that they work in.
+The kind of an output is named by what is unknown (``disparity_affine_invariant``: large is near,
+scale and shift are unknown). :class:`Prediction` converts it to the space that a module needs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ KINDS = (
     "depth_metric",
 )
 
-# Outputs that become metres with the camera's focal length -> what they are without it.
+# Outputs that become metres with the camera's focal length -> their kind without it.
 NEEDS_FOCAL = {
     "depth_metric_focal": "depth_affine_invariant",  # metres x focal_px of the manifest / focal
     "points_affine_invariant": "depth_affine_invariant",  # (h, w, 3): x, y, z + an unknown shift
@@ -40,10 +40,10 @@ class Prediction:
 
     ``values``: (H, W) float32 in the unit of ``kind`` (one of :data:`KINDS`); a value that is not
     finite is unknown. ``sky``: (H, W) bool, pixels without a surface, whose values are NaN; None
-    where the network does not say. ``confidence``: (H, W) float32 in the network's own unit, large
-    is sure; None where it gives none. Derived maps are computed once and are read-only: do not
-    write into ``values`` after construction. Raises ValueError for an unknown kind or an array that
-    is not one map.
+    if the network does not detect sky. ``confidence``: (H, W) float32 in the network's own unit,
+    larger is more certain; None if it gives none. Derived maps are computed once and are read-only:
+    do not write into ``values`` after construction. Raises ValueError for an unknown kind or an
+    array that is not one map.
     """
 
     values: NDArray[np.float32]
@@ -76,7 +76,7 @@ class Prediction:
 
     @property
     def nearness(self) -> NDArray[np.float32]:
-        """(H, W) that orders the pixels: larger is nearer, not finite where unknown."""
+        """A map (H, W) by which pixels can be ordered: larger is nearer, not finite if unknown."""
         return self.values if self.kind.startswith("disparity") else -self.values
 
     @property
@@ -95,7 +95,7 @@ class Prediction:
         return self.kind.startswith("disparity")
 
     def relative_depth(self) -> NDArray[np.float32]:
-        """(H, W) float32, linear in depth up to the scale and shift that the network lacks.
+        """Return a map (H, W), float32, that is linear in depth up to the unknown scale and shift.
 
         Disparity becomes ``1 / max(inv, e)`` with ``e = 0.02 median(inv > 0)`` (d_rel of
         Region-aware Depth Scale Adaptation, arXiv 2507.14879), log depth its ``exp``; depth stays.
@@ -104,11 +104,14 @@ class Prediction:
         return self._relative_depth
 
     def disparity(self) -> NDArray[np.float32]:
-        """(H, W) float32, linear in 1/depth up to scale and shift; NaN = unknown; read-only."""
+        """Return a map (H, W), float32, linear in 1/depth up to scale and shift.
+
+        NaN = unknown. Read-only.
+        """
         return self._disparity
 
     def metric_depth(self) -> NDArray[np.float32]:
-        """(H, W) float32 metres, NaN where the network gives none above zero.
+        """Return depth (H, W), float32 metres, NaN where the network gives none above zero.
 
         Raises ValueError if the kind is not metric.
         """
@@ -136,14 +139,14 @@ class Prediction:
 
 
 def _frozen(array: NDArray[np.float32]) -> NDArray[np.float32]:
-    """A read-only view: all callers share the map."""
+    """Return a read-only view, because all callers share the map."""
     view = array.view()
     view.flags.writeable = False
     return view
 
 
 def _finite(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """``values`` with non-finite values replaced by NaN; no copy if all are finite."""
+    """Return ``values`` with NaN for values that are not finite; no copy if all are finite."""
     if np.isfinite(values.min()) and np.isfinite(values.max()):  # min and max are NaN if a value is
         return values
     return np.where(np.isfinite(values), values, np.float32(np.nan))
@@ -155,7 +158,10 @@ def _exp(values: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _floored_inverse(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """``1 / max(values, e)``; all NaN if no value is above zero, because then e is unknown."""
+    """Return ``1 / max(values, e)``, see Prediction.relative_depth.
+
+    All NaN if no value is above zero, because then e is unknown.
+    """
     finite = _finite(values)
     ratio, tiny = np.float32(INVERSE_FLOOR_RATIO), np.finfo(np.float32).tiny
     lowest = finite.min()
@@ -168,7 +174,7 @@ def _floored_inverse(values: NDArray[np.float32]) -> NDArray[np.float32]:
     positive = finite[finite > 0]
     if positive.size == 0:
         return np.full(values.shape, np.nan, dtype=np.float32)
-    # The lower middle value for even counts; one partition is seven times faster than np.median.
+    # For even counts the lower middle value; one partition is seven times faster than np.median.
     middle = (positive.size - 1) // 2
     median = np.partition(positive, middle)[middle]
     floor = max(ratio * median, tiny)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Foreign text in a sentence of ours, in one line of bounded length; the name that was meant."""
+"""Text from outside in messages: one line of bounded length. Suggestions for misspelt names."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ import reprlib
 from collections.abc import Iterable
 
 LONGEST_SENTENCE = 1000
-_MAX_NAME = 200  # a longer name is no slip of the pen
+_MAX_NAME = 200  # a longer name is not a spelling mistake
 
 
 def one_line(text: object, limit: int = 200) -> str:
-    """Foreign text (of a library, a file, a message) as part of a sentence.
+    """Return text from outside (a library, a file, a message) to be part of a sentence.
 
-    One line of at most about `limit` characters: white space becomes one blank, control characters
-    are escaped, so that no terminal and no log obeys them.
+    The result is one line of at most about `limit` characters: white space becomes one space, and
+    control characters are escaped, so that they have no effect in a terminal or a log.
     """
     try:
         whole = str(text)
-    except Exception:  # an integer of too many digits, an object that fails to describe itself
+    except Exception:  # an integer with too many digits, or an object whose str() fails
         whole = f"<{type(text).__name__}>"
     if isinstance(text, BaseException) and not whole:
         whole = type(text).__name__
-    cut = whole[: 4 * limit]  # before the work, which a text of 300 MB would make long
+    cut = whole[: 4 * limit]  # first, because the text may have 300 MB
     words = " ".join(cut.split())
     safe = "".join(
         char if char.isprintable() else char.encode("unicode_escape").decode() for char in words
@@ -34,10 +34,11 @@ def one_line(text: object, limit: int = 200) -> str:
 
 
 def both_ends(text: str, longest: int = LONGEST_SENTENCE) -> str:
-    """Foreign text as one line without control characters; the middle of a long one is left out,
-    as the cause stands at the beginning of a sentence and the cure at its end.
+    """Return text from outside as one line without control characters, shortened in the middle.
+
+    A sentence begins with the cause and ends with the cure, so that both are kept.
     """
-    text = _shortened(text, longest)  # before it is gone through letter by letter
+    text = _shortened(text, longest)  # first, because the following steps visit every character
     if text.isprintable():
         return text
     plain = "".join(
@@ -55,7 +56,7 @@ def _shortened(text: str, longest: int) -> str:
 
 
 class _Quote(reprlib.Repr):
-    """repr() of a value from outside, of bounded length and time."""
+    """repr() of a value from outside, in bounded length and time."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -63,14 +64,14 @@ class _Quote(reprlib.Repr):
         self.maxlevel = 3
 
     def repr_int(self, value: int, level: int) -> str:
-        """An integer; Python refuses to write one of more than 4300 digits."""
+        """Return an integer's repr(); Python cannot print one of more than 4300 digits."""
         if value.bit_length() > 300:
             return f"<an integer of {value.bit_length()} bits>"
         return repr(value)
 
 
 def quoted(value: object) -> str:
-    """A value from outside as a sentence shows it: repr(), shortened, in one line."""
+    """Return a value from outside for use in a sentence: its repr(), shortened, in one line."""
     try:
         return one_line(_Quote().repr(value))
     except Exception:  # an object whose repr() fails
@@ -78,7 +79,7 @@ def quoted(value: object) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The known name most similar to `name`, or "" if none is similar.
+    """Return the known name most similar to `name`, or "" if none is similar.
 
     A dotted name also matches by its last part: `metod` and `method` both find `fit.method`.
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Starts the lifecycle node `depth_node` and, with autostart, brings it to active.
+"""Start the lifecycle node `depth_node` and, with autostart, bring it to active.
 
     ros2 launch depth_node depth_node.launch.py image:=/camera/image_raw \
         camera_info:=/camera/camera_info points:=/lidar/points
@@ -70,7 +70,7 @@ REMAPPINGS = {
 
 
 def start(context: LaunchContext) -> list:
-    """The node with what was asked for, and the events that bring it to active."""
+    """Return the node with the given arguments, and the events that bring it to active."""
     given = {name: LaunchConfiguration(name).perform(context).strip() for name in ARGUMENTS}
     parameters: list = []
     if given["params_file"]:
@@ -117,7 +117,7 @@ def start(context: LaunchContext) -> list:
             start_state="configuring",
             goal_state="inactive",
             entities=[request(Transition.TRANSITION_ACTIVATE)],
-            handle_once=True,  # who cleans up and configures by hand goes on by hand
+            handle_once=True,  # after a manual cleanup and configure, activation is manual too
         )
     )
     when_active = RegisterEventHandler(
@@ -128,12 +128,15 @@ def start(context: LaunchContext) -> list:
             entities=[LogInfo(msg="depth_node is active")],
         )
     )
-    # The handlers first: the node must not be faster than they are.
+    # The handlers come first, or they could miss an event of a node that starts quickly.
     return [when_up, when_configured, when_active, node, *shown]
 
 
 def remappings(given: dict[str, str]) -> list[tuple[str, str]]:
-    """The node's topics and where they go. Consumers of depth look for camera_info beside it."""
+    """Return the node's topics and their new names.
+
+    Subscribers of a depth image expect camera_info beside it, so it is moved too.
+    """
     pairs = [(own, given[name]) for name, own in REMAPPINGS.items() if given[name]]
     depth = given["depth"]
     if depth:
@@ -148,13 +151,16 @@ def remappings(given: dict[str, str]) -> list[tuple[str, str]]:
 
 
 def beside(topic: str, name: str) -> str:
-    """A topic in the namespace of another: /cam/depth/image_rect -> /cam/depth/camera_info."""
+    """Return a name beside a topic: /cam/depth/image_rect -> /cam/depth/camera_info."""
     namespace, slash, _ = topic.rpartition("/")
     return f"{namespace}{slash}{name}"
 
 
 def rviz(given: dict[str, str]) -> Node:
-    """RViz with the package's view, whose topics are those of a node that nothing was told."""
+    """Return RViz with the package's view, its topics remapped to those of this node.
+
+    The view contains the topics of a node without namespace and remappings.
+    """
     own = f"/{given['namespace'].strip('/')}/depth_node".replace("//", "/")
     moved = [
         (f"/depth_node/{name}", f"{own}/{name}")
@@ -180,7 +186,7 @@ def rviz(given: dict[str, str]) -> Node:
 
 
 def truth(name: str, text: str) -> bool:
-    """An argument that is true or false."""
+    """Return the boolean value of an argument."""
     words = {"true": True, "1": True, "false": False, "0": False}
     if text.lower() not in words:
         raise RuntimeError(f"launch argument {name} is {text!r}: say true or false")
@@ -188,7 +194,7 @@ def truth(name: str, text: str) -> bool:
 
 
 def generate_launch_description() -> LaunchDescription:
-    """What `ros2 launch` asks for."""
+    """Return the launch description, as `ros2 launch` requires."""
     return LaunchDescription(
         [
             *(

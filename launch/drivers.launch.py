@@ -17,7 +17,7 @@ from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
 from launch_ros.substitutions import FindPackageShare
 
-# Driver with its usual names -> image and camera_info. docs/integration.md says more of each.
+# Driver with its usual names -> image and camera_info; see docs/integration.md.
 CAMERAS = {
     "realsense": ("/camera/camera/color/image_raw", "/camera/camera/color/camera_info"),
     "oak": ("/oak/rgb/image_raw", "/oak/rgb/camera_info"),
@@ -34,7 +34,7 @@ TOPICS = ("image", "camera_info", "points")
 
 
 def choose(context: LaunchContext) -> list:
-    """The topics of both drivers, where none are given."""
+    """Set the topics of both drivers, except those that are given."""
     given = {name: LaunchConfiguration(name).perform(context).strip() for name in TOPICS}
     camera = named(context, "camera", CAMERAS)
     lidar = named(context, "lidar", LIDARS)
@@ -43,7 +43,7 @@ def choose(context: LaunchContext) -> list:
 
 
 def named(context: LaunchContext, argument: str, drivers: dict) -> str:
-    """The driver that an argument names."""
+    """Return the driver that an argument names. Raises RuntimeError for an unknown one."""
     name = LaunchConfiguration(argument).perform(context).strip()
     if name not in drivers:
         raise RuntimeError(
@@ -54,7 +54,7 @@ def named(context: LaunchContext, argument: str, drivers: dict) -> str:
 
 
 def generate_launch_description() -> LaunchDescription:
-    """What `ros2 launch` asks for."""
+    """Return the launch description, as `ros2 launch` requires."""
     topics = [
         DeclareLaunchArgument(name, default_value="", description=f"Topic; empty: the {name} of"
                               " the driver.")

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Starts several cameras in one process and, with autostart, brings each of them to active.
+"""Start several cameras in one process and, with autostart, bring each of them to active.
 
     ros2 launch depth_node multi_camera.launch.py params_file:=cameras.yaml
 
-The parameter file says which cameras there are and where their topics are: the package's
-config/multi_camera.yaml is one. Each camera is a lifecycle node, /<camera>/depth_node.
+The parameter file lists the cameras and their topics; config/multi_camera.yaml of this package is
+an example. Each camera is a lifecycle node, /<camera>/depth_node.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ ARGUMENTS = {
 
 
 def start(context: LaunchContext) -> list:
-    """The process of the cameras with what was asked for."""
+    """Return the process of the cameras with the given arguments."""
     given = {name: LaunchConfiguration(name).perform(context).strip() for name in ARGUMENTS}
     if not Path(given["params_file"]).is_file():
         raise RuntimeError(
@@ -49,8 +49,8 @@ def start(context: LaunchContext) -> list:
         overrides["fit.method"] = given["method"]
     if given["use_sim_time"]:
         overrides["use_sim_time"] = truth("use_sim_time", given["use_sim_time"])
-    # Not as parameters of the action, which are for one node alone: those of a process reach every
-    # camera, and come after the file so that they win over what it says for all.
+    # As arguments of the process, which reach every camera; parameters of the action would reach
+    # one node only. They come after the file, so that they override its values for all cameras.
     options = ["--log-level", given["log_level"], "--params-file", given["params_file"]]
     for name, value in overrides.items():
         options += ["-p", f"{name}:={json.dumps(value)}"]  # JSON is YAML too
@@ -68,7 +68,7 @@ def start(context: LaunchContext) -> list:
 
 
 def truth(name: str, text: str) -> bool:
-    """An argument that is true or false."""
+    """Return the boolean value of an argument."""
     words = {"true": True, "1": True, "false": False, "0": False}
     if text.lower() not in words:
         raise RuntimeError(f"launch argument {name} is {text!r}: say true or false")
@@ -76,7 +76,7 @@ def truth(name: str, text: str) -> bool:
 
 
 def generate_launch_description() -> LaunchDescription:
-    """What `ros2 launch` asks for."""
+    """Return the launch description, as `ros2 launch` requires."""
     return LaunchDescription(
         [
             *(

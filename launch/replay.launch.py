@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plays a rosbag2 to the live node: `ros2 bag play --clock` beside depth_node.launch.py.
+"""Play a rosbag2 to the live node: `ros2 bag play --clock` beside depth_node.launch.py.
 
     ros2 launch depth_node replay.launch.py bag:=/data/run1 \
         image:=/camera/image_raw camera_info:=/camera/camera_info points:=/lidar/points
@@ -34,7 +34,7 @@ ARGUMENTS = {
 
 
 def check(context: LaunchContext) -> list:
-    """Refuse words that mean nothing now, and not when the node is active."""
+    """Check the arguments at once, and not only when the node is active. Raises RuntimeError."""
     given = arguments(context)
     truth("loop", given["loop"])
     for name, lowest in (("rate", 1e-3), ("start_delay", 0.0)):
@@ -50,7 +50,7 @@ def check(context: LaunchContext) -> list:
 
 
 def play(context: LaunchContext) -> list:
-    """The player, and the end of everything when it has ended."""
+    """Return the player, and the shutdown of the launch when it has ended."""
     given = arguments(context)
     command = ["ros2", "bag", "play", LaunchConfiguration("bag").perform(context), "--clock"]
     command += ["--rate", given["rate"], "--delay", given["start_delay"]]
@@ -64,12 +64,12 @@ def play(context: LaunchContext) -> list:
 
 
 def arguments(context: LaunchContext) -> dict[str, str]:
-    """The arguments of this file as they are given."""
+    """Return the values of this file's arguments."""
     return {name: LaunchConfiguration(name).perform(context).strip() for name in ARGUMENTS}
 
 
 def truth(name: str, text: str) -> bool:
-    """An argument that is true or false."""
+    """Return the boolean value of an argument."""
     words = {"true": True, "1": True, "false": False, "0": False}
     if text.lower() not in words:
         raise RuntimeError(f"launch argument {name} is {text!r}: say true or false")
@@ -77,14 +77,14 @@ def truth(name: str, text: str) -> bool:
 
 
 def generate_launch_description() -> LaunchDescription:
-    """The node on the bag's clock, and the player."""
+    """Return the node, on the bag's clock, and the player."""
     declared = [DeclareLaunchArgument("bag", description="Folder of the rosbag2.")]
     declared += [
         DeclareLaunchArgument(name, default_value=default, description=text)
         for name, (default, text) in ARGUMENTS.items()
     ]
     place = PathJoinSubstitution([FindPackageShare("depth_node"), "launch", "depth_node.launch.py"])
-    # The head of the bag must not be lost while the node opens its engines.
+    # The player waits, so that the start of the bag is not lost while the node opens its engines.
     when_active = OnStateTransition(
         start_state="activating",
         goal_state="active",

@@ -135,7 +135,7 @@ class McapFile:
         raise _CutError(place, "the file ends without its footer")
 
     def _recover(self, place: int) -> None:
-        """After a damaged record at `place`, add the later chunks in the index at the file's end."""
+        """After a damaged record at `place`, add the later chunks from the index at the end."""
         with contextlib.suppress(DamagedError, struct.error, IndexError):
             foot = self._read(self._size - 37, 37)
             if foot[-8:] == MAGIC and foot[0] == 0x02:

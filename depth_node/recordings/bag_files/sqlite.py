@@ -65,7 +65,7 @@ class SqliteFile:
         self._base.close()
 
     def _check_tables(self) -> None:
-        """Require plain tables: a view, a virtual table or a computed column could compute for ever.
+        """Require plain tables: a view, virtual table or computed column could compute for ever.
 
         `table_info` does not list computed columns, so that they count as missing. Raises
         DamagedError.
