@@ -6,11 +6,11 @@
     python -m training study spaces | depthmaster | assistant --out STUDY
     python -m training study field | regions | upsampling CASE SOURCE ... --out TABLES.md
 
-Every variant of a recipe is a run of the recipe itself in a folder of its own, then scored on rooms
-that no run saw; finished runs are not repeated, and `--jobs N` shares them out among processes (of
-one GPU, or of the cores). Such a study has a design (studies/proof.py): a
-claim, seeds, references and gates, without which its table is not shown. The studies of the field,
-of regions and of upsampling score recorded frames.
+Every variant of a recipe is trained by the recipe itself in a folder of its own, then scored on
+rooms that no run saw. Finished runs are not repeated, and `--jobs N` distributes them to processes
+(on one GPU, or on the cores). Such a study has a design (studies/proof.py): a claim, seeds,
+references and gates; the table is shown only if the gates are passed. The studies of the field, of
+regions and of upsampling score recorded frames.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from depth_node.engine.manifest import EMBEDDED
 if TYPE_CHECKING:
     from rich.console import Console
 
-# Each a module with `arguments(parser)` and `command(args, console)`.
+# Name -> module with `arguments(parser)` and `command(args, console)`, and the help text.
 STUDIES = {
     "westar": ("training.studies.westar", "adaptation to degraded images"),
     "labels": ("training.studies.labels", "what a few hundred ordinal labels bring"),
@@ -46,21 +46,21 @@ STUDIES = {
 
 
 def arguments(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
-    """A parser for each study; only the one that the words begin with is imported."""
+    """Add a parser for each study; only the module of the study in words[0] is imported."""
     studies = parser.add_subparsers(dest="study", required=True, metavar="STUDY")
     for name, (module, description) in STUDIES.items():
         sub = studies.add_parser(name, help=description)
-        if words[:1] == [name]:  # the others need libraries of their own
+        if words[:1] == [name]:  # other studies may need libraries that are not installed
             importlib.import_module(module).arguments(sub)
 
 
 def command(args: argparse.Namespace, console: Console) -> None:
-    """Run a study and print its tables."""
+    """Run the study of args.study and print its tables."""
     importlib.import_module(STUDIES[args.study][0]).command(args, console)
 
 
 def help_with(args: argparse.Namespace) -> None:
-    """One more process at a study: runs are shared out, nothing is printed."""
+    """Run a study in an additional process: it takes runs of the study and prints nothing."""
     import cv2
     from rich.console import Console
 
@@ -69,7 +69,7 @@ def help_with(args: argparse.Namespace) -> None:
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
-    """Options of the studies that train: where, how many seeds, images and rooms."""
+    """Add the options of the studies that train: folder, seeds, steps, images and rooms."""
     parser.add_argument("--out", required=True, type=Path, help="folder of rooms, runs and scores")
     parser.add_argument(
         "--seeds", type=int, nargs="+", default=[1], help="seeds; each variant has one run per seed"
@@ -86,7 +86,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_source_options(parser: argparse.ArgumentParser) -> None:
-    """Options of the studies that score recorded frames."""
+    """Add the options of the studies that score recorded frames."""
     parser.add_argument("sources", type=Path, nargs="*", metavar="SOURCE")
     parser.add_argument("--model", default=EMBEDDED, metavar="FILE")
     parser.add_argument("--manifest", default="", metavar="FILE")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Common to the studies that train: variants, rendered pools, scores computed once, the run."""
+"""Common parts of the studies that train: variants, rendered pools, stored scores, the run."""
 
 from __future__ import annotations
 
@@ -39,19 +39,23 @@ from training.studies.proof import Design, Judge, Part, report
 HEIGHT, WIDTH = 96, 128
 ALIGNMENT, PROTOCOL = "disp_ls", "indoor"
 VIEWS_PER_ROOM = 3
-SCORED_TOGETHER = 32  # images
+SCORED_TOGETHER = 32  # images per batch of scoring
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One row of the table: settings of the recipe that differ from the base; None: no run."""
+    """One row of the table: settings of the recipe that differ from the base.
+
+    settings is None where the study does not train with changed settings; each study says what it
+    does then.
+    """
 
     name: str
     settings: dict[str, Any] | None
 
 
 def device() -> torch.device:
-    """Where networks are scored: on the accelerator, where there is one."""
+    """Return the device on which networks are scored: the accelerator if there is one."""
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     return torch.device("cpu") if accelerator is None else accelerator
 
@@ -60,7 +64,7 @@ def device() -> torch.device:
 def _maps(
     network: nn.Module, spec: NetworkInput, size: tuple[int, int], samples: Sequence[Sample]
 ) -> Iterator[tuple[Sample, Tensor]]:
-    """Each image and the network's map (1, h, w) of it, on the CPU, at `size`."""
+    """Yield each image and the network's map (1, h, w) of it, at `size`, on the CPU."""
     network = network.to(device()).eval()
     for start in range(0, len(samples), SCORED_TOGETHER):
         some = samples[start : start + SCORED_TOGETHER]
@@ -72,8 +76,9 @@ def _maps(
 def errors(
     network: Network, samples: Sequence[Sample], size: tuple[int, int] = (HEIGHT, WIDTH)
 ) -> F64:
-    """(images, 2): AbsRel and 1 - delta1 after scale and shift in disparity, at `size`, which the
-    network sees.
+    """Return AbsRel and 1 - delta1 (images, 2) after a fit of scale and shift in disparity.
+
+    size: (h, w) of the network's input, at which it is also scored.
     """
     protocol = protocols.find(PROTOCOL)
     meaning = getattr(network, "meaning", MEANING)
@@ -92,8 +97,9 @@ def errors(
 def answered(
     network: nn.Module, spec: NetworkInput, size: tuple[int, int], judge: Sequence[Sample]
 ) -> Iterator[tuple[F32, F32]]:
-    """The map (H, W) that a network gives of each image, which it sees at `size`, enlarged to that
-    of the true depth (H, W) m, and this.
+    """Yield the network's map (H, W) of each image and the true depth (H, W) m.
+
+    size: (h, w) of the network's input; the map is enlarged to the size of the depth.
     """
     for sample, values in _maps(network, spec, size, judge):
         assert sample.depth is not None
@@ -104,14 +110,15 @@ def answered(
 def packaged(
     source: str, size: tuple[int, int], judge: Sequence[Sample]
 ) -> Iterator[tuple[F32, F32]]:
-    """What a packaged network answers, as `answered` gives it."""
+    """Yield the maps of a packaged network and the true depths, as `answered` does."""
     network = open_network(NetworkConfig(source=source))
     return answered(network, network.spec, size, judge)
 
 
 def baseline_errors(name: str, judge: Sequence[Sample], edges: bool = True) -> F64:
-    """(images, 2): AbsRel and boundary F1 (or 1 - delta1) of a baseline that does not use the
-    image.
+    """Return the errors (images, 2) of a baseline that does not use the image.
+
+    AbsRel, and boundary F1 with `edges`, else 1 - delta1.
     """
     rows = []
     for sample in judge:
@@ -125,8 +132,9 @@ def baseline_errors(name: str, judge: Sequence[Sample], edges: bool = True) -> F
 
 @contextlib.contextmanager
 def locked(path: Path, wait: bool = True) -> Iterator[bool]:
-    """Only one process at a time is in here with this path; yields False where another one is and
-    `wait` is not set.
+    """Hold a lock on a path, so that only one process at a time is inside; yield True.
+
+    Yields False, without the lock, if another process holds it and `wait` is False.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_name(f".{path.name}.lock").open("w") as file:
@@ -141,8 +149,9 @@ def locked(path: Path, wait: bool = True) -> Iterator[bool]:
 def scored_once(
     path: Path, make: Callable[[], Mapping[str, F64]], wait: bool = True
 ) -> dict[str, Any] | None:
-    """The result of `make`, stored in a JSON file and read from it on later calls. None where
-    another process makes it, and `wait` is not set.
+    """Return the result of `make`, which is stored in a JSON file and read from it later.
+
+    None if another process is making it and `wait` is False.
     """
     if not path.is_file():
         with locked(path, wait) as acquired:
@@ -157,25 +166,25 @@ def scored_once(
 
 
 def trained(recipe: Recipe, cfg: LoopConfig, folder: Path, settings: dict[str, Any]) -> Path:
-    """The folder of a run, which is gone on with, or waited for while another process trains it."""
+    """Train or resume a run and return its folder; waits while another process trains it."""
     with locked(folder):
         run(recipe, cfg, folder, settings, console=Console(quiet=True))
     return folder
 
 
 def slug(name: str) -> str:
-    """The name of a variant as that of a file."""
+    """Return the name of a variant as a file name: letters and digits, else hyphens."""
     return "".join(c if c.isalnum() else "-" for c in name)
 
 
 @dataclass(frozen=True)
 class Study:
-    """What is compared, and the design by which its table may be shown.
+    """The rows that are compared, and the design whose gates decide whether the table is shown.
 
-    folder: of its scores and table. rows: names, the first is what the others are compared with.
-    units: the columns of the errors. parts: the sets that are judged. make(name, seed) gives the
-    errors of a row by part, (images, units). unseeded: rows that do not depend on the seed. table:
-    the file of the report. after: what else is said of the results, below it.
+    folder: of scores and table. rows: names; the others are compared with the first. units: columns
+    of the errors. parts: the sets that are scored. make(name, seed) returns the errors of a row by
+    part, (images, units). unseeded: rows with one run only. table: file name of the report. after:
+    returns further sections of the report.
     """
 
     folder: Path
@@ -190,7 +199,7 @@ class Study:
 
 
 def by_room(samples: Sequence[Sample]) -> Part:
-    """Rendered images that come VIEWS_PER_ROOM of a room."""
+    """Return a part of rendered images in which VIEWS_PER_ROOM successive ones share a room."""
     return Part([str(k // VIEWS_PER_ROOM) for k in range(len(samples))])
 
 
@@ -203,7 +212,10 @@ def pool(
     size: tuple[int, int],
     jobs: int = 1,
 ) -> Pool:
-    """`count` rendered images, three of each scene, on disk; rendered in `jobs` processes."""
+    """Open a pool of `count` rendered images, three per scene; render what is missing.
+
+    size: (h, w) of the images, px. jobs: rendering processes.
+    """
     folder = out / "rooms" / f"{purpose}-{count}-{size[0]}x{size[1]}"
     tree = {
         "folder": str(folder),
@@ -221,21 +233,21 @@ def pool(
 
 
 def samples(of: Pool) -> list[Sample]:
-    """All images of a pool."""
+    """Return all images of a pool."""
     return [of[k] for k in range(len(of))]
 
 
 def pool_settings(of: Pool) -> dict[str, Any]:
-    """The settings by which a recipe draws from this pool."""
+    """Return the settings with which a recipe draws from this pool."""
     return {f"pool.{name}": value for name, value in config.to_dict(of.cfg).items()}
 
 
 def run_study(study: Study, args: argparse.Namespace, console: Console) -> None:
-    """Run what is missing of a study; its report is written after every run, printed at the end.
+    """Do the missing runs of a study; write the report after each, print it at the end.
 
-    args.jobs: processes that share the runs out; the others are started here, with 0, and write
-    nothing but their scores. The same command given twice shares out the runs as well. Raises
-    TrainingError for an unknown row.
+    args.jobs: number of processes; the additional ones are started here, with jobs 0, and write
+    only scores. The same command given twice also distributes the runs. Raises TrainingError for an
+    unknown row.
     """
     for name in args.only:
         if name not in study.rows:
@@ -256,7 +268,8 @@ def run_study(study: Study, args: argparse.Namespace, console: Console) -> None:
     }
     text = ""
     with _helpers(args):
-        for wait in (False, True):  # first what nobody has begun, then what others are at
+        # First the runs that no process has begun; then wait for those that others are doing.
+        for wait in (False, True):
             for name, seed in waiting:
                 make = functools.partial(study.make, name, seed)
                 if scored_once(tasks[name, seed], make, wait) is not None and args.jobs:
@@ -267,7 +280,7 @@ def run_study(study: Study, args: argparse.Namespace, console: Console) -> None:
 
 @contextlib.contextmanager
 def _helpers(args: argparse.Namespace) -> Iterator[None]:
-    """args.jobs - 1 more processes at the same study."""
+    """Inside, args.jobs - 1 additional processes work at the same study."""
     spawn = multiprocessing.get_context("spawn")
     helpers = [
         spawn.Process(target=help_with, args=(args,), daemon=True) for _ in range(1, args.jobs)
@@ -283,7 +296,7 @@ def _helpers(args: argparse.Namespace) -> Iterator[None]:
 
 
 def _reported(study: Study, tasks: Mapping[tuple[str, int], Path]) -> str:
-    """The report on the scores that there are, which is also written."""
+    """Write the report on the scores that exist so far, and return it."""
     results: dict[str, dict[int, dict[str, Any]]] = {}
     for (name, seed), path in tasks.items():
         if path.is_file():

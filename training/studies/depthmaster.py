@@ -5,10 +5,10 @@
     python -m training study depthmaster --out STUDY --images 3000
     python -m training study assistant --out STUDY --images 3000      (after depthmaster)
 
-spaces, depthmaster: small networks from scratch, one change at a time, scored in their own space;
-the spaces of the target, and stages, details and alignment. They share their runs.
-assistant: a student of the embedded network, with depthmaster's "both stages" as a second teacher
-and without.
+spaces: small networks from scratch that differ in the space of the target. depthmaster: the same
+for stages, details and alignment. Both score each network in its own space and share their runs.
+assistant: a student of the embedded network, with and without depthmaster's "both stages" as second
+teacher.
 """
 
 from __future__ import annotations
@@ -59,10 +59,10 @@ from training.studies.common import (
 from training.studies.mesa import run_mesa
 from training.studies.proof import Claim, Design, Gate, Measure
 
-# The external encoder of the alignment sees 0.875 of an image: 3 x 4 patches of 14 px, as many
-# as the U-Net's middle has cells.
+# At this size the external encoder of the alignment, which sees the image at 0.875 of its size, has
+# 3 x 4 patches of 14 px, as many as the U-Net's middle block has cells.
 MASTER_SIZE = {"height": 48, "width": 64}
-STEPS, DETAIL = 700, 200  # of the first stage, of the second
+STEPS, DETAIL = 700, 200  # steps of the first and of the second stage
 MASTER_BASE: dict[str, Any] = {
     **MASTER_SIZE,
     "diffusion": {"unet_widths": [24, 32, 48], "vae_widths": [8, 16, 32]},
@@ -82,14 +82,14 @@ AUTOENCODER: dict[str, Any] = {
     "loop.learning_rate": 3e-3,
     "loop.steps": 800,
 }
-# Half the cell, so that an edge survives: as many numbers as the map has pixels.
+# Cells of half the size, so that edges are kept: as many values as the map has pixels.
 FINER_AUTOENCODER: dict[str, Any] = {
     **AUTOENCODER,
     "diffusion.vae_widths": [16, 32],
     "loop.steps": 300,
 }
-# In place of DINOv2, whose weights were not available: an encoder of tokens that learnt to predict
-# hidden patches of the same images.
+# In place of DINOv2, whose weights were not available: a transformer encoder that learnt masked
+# image modelling on the same images.
 STAND_IN: dict[str, Any] = {
     "network.kind": "debug",
     "height": 42,
@@ -103,16 +103,16 @@ STAND_IN: dict[str, Any] = {
     "loop.batch": 16,
     "loop.checkpoint_every": 500,
 }
-ENCODER = "encoder"  # of external.source: the stand-in's folder
-# A second stage: a tenth of the rate, through the decoder.
+ENCODER = "encoder"  # in external.source: is replaced by the folder of that encoder
+# The second stage: losses after the decoder, a tenth of the learning rate.
 PIXELS: dict[str, Any] = {"loss.latent": 0, "loss.pixel": 1, "loss.gradient": 0.001}
 LATER: dict[str, Any] = {"start": "sqrt-disparity", "loop.steps": DETAIL}
 SECOND: dict[str, Any] = {**LATER, **PIXELS, "loop.learning_rate": 2e-4}
 FOURIER: dict[str, Any] = {"diffusion.fourier": True}
-# New in a stage whose rate is a tenth: at the first stage's rate.
+# The Fourier block is new in the second stage, so it learns at the rate of the first one.
 ADDED: dict[str, Any] = {**FOURIER, "fourier_rate": 10}
 ALIGNED: dict[str, Any] = {"loss.align": 1, "external.kind": "debug", "external.source": ENCODER}
-# Ten times the paper's weight, so that the term is felt in minutes.
+# Ten times the paper's weight, so that the term has an effect in a run of minutes.
 STRONG = "aligned, weight 10"
 MASTER = (
     Variant("sqrt-disparity", {}),
@@ -129,8 +129,8 @@ MASTER = (
     Variant("both stages, pixel loss only", {**SECOND, "loss.gradient": 0}),
     Variant("both stages, aligned", {**SECOND, **ADDED, "start": STRONG}),
 )
-# A student of the embedded network's kind, taught by it, or now and then by the network of
-# "both stages".
+# A small U-Net as student, with the embedded network, the network of "both stages" or both as
+# teachers.
 STUDENTS = (
     Variant("embedded network alone", {"teacher_choice": "primary"}),
     Variant(
@@ -168,8 +168,10 @@ STUDENT_BASE: dict[str, Any] = {
 
 
 def variant_run(out: Path, variant: Variant, seed: int, learn: Pool, steps: int = 0) -> Path:
-    """The run of one variant; what it starts from is made first. One autoencoder serves all of
-    them, as Stable Diffusion's does, and one external encoder. steps: of each, where it is not 0.
+    """Train the run of one variant, after those that it starts from; return its folder.
+
+    All variants share one autoencoder, as with Stable Diffusion, and one external encoder. steps:
+    of each run; 0: the study's own.
     """
     settings = dict(variant.settings or {})
     own = {"loop.steps": steps} if steps else {}
@@ -185,7 +187,7 @@ def variant_run(out: Path, variant: Variant, seed: int, learn: Pool, steps: int 
 
 
 def stand_in(out: Path, learn: Pool) -> Path:
-    """A folder that networks.open_dino opens: the encoder trained with the settings STAND_IN."""
+    """Train an encoder with STAND_IN; return a folder of it that networks.open_dino can open."""
     folder, made = out / "runs" / "encoder", out / "runs" / "encoder-dinov2"
     if not (made / "config.json").is_file():
         run_mesa(folder, {**STAND_IN, "loop.seed": 0}, learn)
@@ -203,9 +205,9 @@ def _master(folder: Path, changes: dict[str, Any], learn: Pool) -> Path:
 
 @torch.no_grad()
 def space_errors(network: Any, space: str, judge: Sequence[Sample], through: bool = False) -> F64:
-    """(images, 2): AbsRel and boundary F1, aligned in the network's own space.
+    """Return AbsRel and boundary F1 (images, 2), aligned in the network's own space.
 
-    through: of the truth, sent through the autoencoder alone (table II).
+    through: score the truth after the autoencoder alone (table II) instead of the network's map.
     """
     network = network.to(device())
     rows = []
@@ -225,7 +227,7 @@ def space_errors(network: Any, space: str, judge: Sequence[Sample], through: boo
 
 
 def embedded_errors(judge: Sequence[Sample], name: str) -> F64:
-    """(images, 2): AbsRel and boundary F1 of a packaged network, aligned in disparity."""
+    """Return AbsRel and boundary F1 (images, 2) of a packaged network, aligned in disparity."""
     rows = []
     for values, truth in packaged(*PACKAGED_ROWS[name], judge):
         disparity = torch.from_numpy(values)[None, None]
@@ -237,7 +239,7 @@ def embedded_errors(judge: Sequence[Sample], name: str) -> F64:
 def master_errors(
     out: Path, name: str, seed: int, learn: Pool, judge: Sequence[Sample], steps: int = 0
 ) -> F64:
-    """The errors of a variant or of a reference, by its name in the table."""
+    """Return AbsRel and boundary F1 (images, 2) of a variant or reference, by its row name."""
     if name in BASELINES:
         return baseline_errors(name, judge)
     if name in PACKAGED_ROWS:
@@ -265,7 +267,7 @@ FINER = f"{WHOLE}, cells of 2 px"
 def student_errors(
     out: Path, name: str, seed: int, learn: Pool, see: Sequence[Sample], judge: Sequence[Sample]
 ) -> F64:
-    """(images, 2): AbsRel and 1 - delta1 of a student, or of a teacher by its name."""
+    """Return AbsRel and 1 - delta1 (images, 2) of a student, teacher or baseline, by row name."""
     if name in BASELINES:
         return baseline_errors(name, judge, edges=False)
     source = open_network(NetworkConfig(source=EMBEDDED_SMALL))
@@ -292,7 +294,7 @@ TEACHERS = ("the embedded network itself", "the diffusion network itself")
 
 
 class _Sized(nn.Module):
-    """What works at a size of its own, as a network of images in 0..1."""
+    """A teacher, which resizes images to its own size, as a network of images in 0..1."""
 
     spec = NetworkInput((0.0,) * 3, (1.0,) * 3, 1)
 
@@ -301,7 +303,7 @@ class _Sized(nn.Module):
         self.inner = inner
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The teacher's disparity (N, 1, H, W) of images (N, 3, H, W)."""
+        """Return the teacher's disparity (N, 1, H, W) of images (N, 3, H, W)."""
         disparity, _ = ask(self.inner, x)
         return disparity
 
@@ -333,7 +335,8 @@ SPACES_DESIGN = Design(
     gates=tuple(Gate(name, "plane", ABS_REL, most=0.75) for name in (ROOT, "disparity", "depth")),
 )
 # Published, boundary F1: one stage of pixel losses .307 to .314, alignment and two stages .330,
-# with Fourier enhancement .337. Edges cannot be ordered by networks that have none.
+# with Fourier enhancement .337. A comparison of edges needs networks that have some, hence the
+# gates on boundary F1.
 STAGES_DESIGN = Design(
     claims=(
         Claim("both stages", ROOT, 0.0, ABS_REL),
@@ -404,11 +407,11 @@ def _assistant_study(args: argparse.Namespace) -> Study:
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """The command line of the study."""
+    """Add the options of the study."""
     add_run_options(parser)
 
 
 def command(args: argparse.Namespace, console: Console) -> None:
-    """Run what is missing of the study and print its report."""
+    """Do the missing runs of the study and print its report."""
     study = _assistant_study if args.study == "assistant" else _master_study
     run_study(study(args), args, console)

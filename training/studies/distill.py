@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Does Distill Any Depth order its choices here as its tables 1, 2 and 4 do?
+"""Study of Distill Any Depth: is the order of its variants here that of tables 1 to 4?
 
     python -m training study distill --out STUDY [--seeds 1 2 3] [--frames FOLDER ...]
 
-All is made by the command itself: rooms to look at; a student that learnt a little from true
-depth, where every run starts (the paper's student is a trained network too, and from random weights
-a loss without scale and shift stalls); an assistant (the embedded network, taught on by the truth
-of desks, bins and shelves alone); a run of the recipe for every choice. Judged on rooms that no run
-saw and on recorded frames, with the scores and intervals of `training evaluate`. Beside the choices
-stand the start, the teachers, and the student that went on learning from the truth.
+The command makes everything itself: rooms to learn from; a student that learnt a little from true
+depth, from which every run starts (the paper's student is a trained network too, and from random
+weights a scale-and-shift-invariant loss stalls); an assistant (the embedded network, trained
+further on the truth of desks, bins and shelves alone); a run of the recipe for every variant. They
+are scored on rooms that no run saw and on recorded frames, with the scores and intervals of
+`training evaluate`. References are the start, the teachers, and the student that continued to learn
+from the truth.
 """
 
 from __future__ import annotations
@@ -45,15 +46,15 @@ from training.studies import add_run_options
 from training.studies.common import Study, Variant, locked, run_study, slug, trained
 from training.studies.proof import Claim, Design, Gate, Measure, Part
 
-HEIGHT, WIDTH = 64, 96  # of the student
-TEACHER = (96, 128)  # of the teachers, as they were trained
-SMALL = (108, 144)  # of images that are only learnt from as they are
+HEIGHT, WIDTH = 64, 96  # input of the student, px
+TEACHER = (96, 128)  # input of the teachers, with which they were trained, px
+SMALL = (108, 144)  # images for supervised training, px
 ALIGNMENT = "disp_ls"
-SPECIAL = ("desk", "bin", "shelf")  # styles that the assistant saw more of
-# Of rooms that the embedded network (seed 20) never saw; other ones to judge by than to learn from.
+SPECIAL = ("desk", "bin", "shelf")  # styles on which the assistant was trained further
+# Of rooms on which the embedded network (seed 20) was not trained; different ones to judge on.
 SEEDS = {"learn": 7101, "judge": 7103, "desk": 7111, "bin": 7112, "shelf": 7113,
          "start": 7120}  # fmt: skip
-IMAGE = (216, 288)  # finer than the wide view, 96 x 144, so that its parts show more than it does
+IMAGE = (216, 288)  # finer than the wide view, 96 x 144, so that a part of it shows more detail
 
 STEPS = 400
 UNET: dict[str, list[int]] = {
@@ -74,7 +75,8 @@ LOOP = {
     "checkpoint_every": 100,
     "log_every": 50,
 }
-# No weights of DINOv2 were at hand, and the anchor is not the paper's.
+# Without features, because no weights of DINOv2 were available, and without the anchor, which is
+# not the paper's.
 BASE: dict[str, Any] = {
     "height": HEIGHT,
     "width": WIDTH,
@@ -87,7 +89,7 @@ BASE: dict[str, Any] = {
     "loss": {"feature": 0, "anchor": 0},
     "loop": LOOP,
 }
-# The upper row: the same start, steps and images, taught by the truth.
+# The control: the same start, steps and images, but the truth instead of a teacher.
 TRUTH: dict[str, Any] = {
     "height": HEIGHT,
     "width": WIDTH,
@@ -97,10 +99,10 @@ TRUTH: dict[str, Any] = {
                 "noise": 0.0, "grey": 0.0},
     "loop": LOOP,
 }  # fmt: skip
-# Table 3: other students too. Twice the channels.
+# Table 3 has other students too; ours has twice the channels.
 WIDER = ", wider student"
 WIDE = {f"network.unet.{part}": [2 * n for n in UNET[part]] for part in ("widths", "decoder")}
-# Where all begin.
+# The run from which all students start.
 START: dict[str, Any] = {"start": "", "loop.steps": 2400, "loop.batch": 16, "loop.seed": 1,
          "loop.learning_rate": 2e-3, "loop.checkpoint_every": 600}  # fmt: skip
 ASSISTANT: dict[str, Any] = {
@@ -110,18 +112,19 @@ ASSISTANT: dict[str, Any] = {
     "loss": {"relative": 2.0},
     "loop": {**LOOP, "seed": 1, "steps": 250, "batch": 16, "learning_rate": 5e-4},
 }
-ALIKE = "average of two in one scale"  # of both as they are; elsewhere the assistant's is 0..1
+# Here the assistant's maps are used as they are; in the other rows they are scaled to 0..1.
+ALIKE = "average of two in one scale"
 SHARED, LOCAL = {"loss.local": 0}, {"loss.shared": 0}
 UNCROPPED, BASE_ROW = "no random crop, hybrid", "no random crop, global"
 WHOLE: dict[str, Any] = {**SHARED, "crop.smallest_px": IMAGE[0]}
 AGREED = "average by agreement"
 VARIANTS = (
-    # Table 2: both, one, the other. The first row is what all others are compared with.
+    # Table 2: both contexts, and each alone. All other rows are compared with the first one.
     Variant("both contexts, hybrid", {}),
     Variant("shared, hybrid", SHARED),
     Variant("local-global, hybrid", LOCAL),
     Variant(UNCROPPED, WHOLE),
-    # Table 3: what distillation was before, and this, also for another student.
+    # Table 3: distillation as it was before, and as proposed, also for another student.
     Variant(BASE_ROW, {**WHOLE, "loss.norm": "global"}),
     Variant(f"both contexts, hybrid{WIDER}", WIDE),
     Variant(f"{BASE_ROW}{WIDER}", {**WHOLE, **WIDE, "loss.norm": "global"}),
@@ -140,7 +143,8 @@ VARIANTS = (
     Variant("local-global, local", {**LOCAL, "loss.norm": "local"}),
     Variant("taught by the truth", None),
 )
-# (table, better, worse) as published, AbsRel on ETH3D and on DIODE, where both sets say the same.
+# (table, better row, worse row, AbsRel on (ETH3D, DIODE) of the better and of the worse), as
+# published, where both data sets agree.
 PUBLISHED: tuple[tuple[int, str, str, tuple[float, float], tuple[float, float]], ...] = (
     (3, "both contexts, hybrid", BASE_ROW, (0.098, 0.262), (0.110, 0.290)),
     (3, f"both contexts, hybrid{WIDER}", f"{BASE_ROW}{WIDER}", (0.120, 0.272), (0.150, 0.303)),
@@ -155,9 +159,9 @@ PUBLISHED: tuple[tuple[int, str, str, tuple[float, float], tuple[float, float]],
     (1, "local-global, hybrid", "local-global, global", (0.064, 0.238), (0.065, 0.239)),
     (1, "local-global, global", "local-global, local", (0.065, 0.239), (0.076, 0.244)),
     (1, "local-global, local", "local-global, none", (0.076, 0.244), (0.273, 0.300)),
-    # Its rows "w/o" are the teachers themselves (table 5), no students; against the primary alone
-    # (table 2: .056, .232) chance is better on ETH3D and worse on DIODE. Its average weighs pixels
-    # on which the teachers agree more.
+    # The rows "w/o" of table 4 are the teachers themselves (table 5), not students. Against the
+    # primary alone (table 2: .056, .232) random selection is better on ETH3D and worse on DIODE.
+    # The paper's average gives pixels on which the teachers agree more weight.
     (4, "both contexts, hybrid", AGREED, (0.056, 0.232), (0.228, 0.371)),  # and table 2
     (4, "one of two by chance", AGREED, (0.054, 0.258), (0.228, 0.371)),
 )
@@ -181,13 +185,13 @@ DESIGN = Design(
         Gate("taught by the truth", START_ROW, ON_ROOMS, most=0.95),
         Gate("both contexts, hybrid", START_ROW, ON_ROOMS, most=0.95),
         Gate("both contexts, hybrid", "plane", ON_ROOMS, most=0.75),
-        Gate(ALONE, CUT, ON_ROOMS, most=0.85),  # what the local-global context presumes
+        Gate(ALONE, CUT, ON_ROOMS, most=0.85),  # the assumption of the local-global context
     ),
 )  # fmt: skip
 
 
 class UnitRangeTeacher:
-    """A teacher whose maps are scaled to 0..1, image by image, as GenPercept's are."""
+    """A teacher whose maps are scaled to 0..1 per image, as GenPercept's are."""
 
     kind = "disparity_affine_invariant"
 
@@ -196,7 +200,7 @@ class UnitRangeTeacher:
         self.name, self.revision = teacher.name, f"{teacher.revision}+unit"
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Maps of the images' size, 0 far to 1 near."""
+        """Return maps (N, 1, H, W) at the size of the images, from 0 (far) to 1 (near)."""
         maps, _ = ask(self.teacher, images)
         low, high = maps.amin((1, 2, 3), True), maps.amax((1, 2, 3), True)
         return (maps - low) / (high - low).clamp_min(1e-6)
@@ -204,12 +208,12 @@ class UnitRangeTeacher:
 
 @dataclass(frozen=True)
 class StudentSizePredictor:
-    """A teacher or a student as a predictor that gets images at the student's size."""
+    """A teacher or a student as a predictor; images are resized to the student's size first."""
 
     teacher: Teacher
 
     def predict(self, image: NDArray[np.uint8]) -> Prediction:
-        """(H, W, 3) uint8 RGB -> disparity (H, W)."""
+        """Predict disparity (H, W) of an image (H, W, 3) uint8 RGB."""
         small = Window.whole(image.shape, HEIGHT, WIDTH).unit_range(image)
         maps, _ = ask(self.teacher, torch.from_numpy(small).permute(2, 0, 1)[None])
         whole = torch.nn.functional.interpolate(maps, image.shape[:2], mode="bilinear")
@@ -218,14 +222,17 @@ class StudentSizePredictor:
 
 @dataclass
 class DistillStudy:
-    """Images, teachers and the initial student of all variants, made on first use and stored."""
+    """Images, teachers and initial students of all variants, made on first use and stored."""
 
     out: Path
     images: int
     steps: int
 
     def rendered(self, purpose: str, count: int, size: tuple[int, int] = IMAGE) -> list[Sample]:
-        """Images with depth, three of each room; of a style by its name, else of all."""
+        """Return images with depth, three per room.
+
+        purpose: a key of SEEDS; if it is one of SPECIAL, rooms of that style, else of all styles.
+        """
         cfg = PoolConfig(
             str(self.out / "rooms" / f"distill-{purpose}-{count}"),
             samples=count,
@@ -243,22 +250,22 @@ class DistillStudy:
 
     @cached_property
     def learn(self) -> list[Sample]:
-        """What students look at."""
+        """The images from which students learn."""
         return self.rendered("learn", self.images)
 
     @property
     def folder(self) -> Path:
-        """Of everything that other numbers of images or steps would change."""
+        """Folder of everything that depends on the numbers of images and steps."""
         return self.out / "distill" / f"{self.images}-{self.steps}"
 
     @cached_property
     def start(self) -> Path:
-        """The run of the student that all begin with."""
+        """Folder of the run from which all students start."""
         return self._start("start", {})
 
     @cached_property
     def wide_start(self) -> Path:
-        """The same of the wider student."""
+        """Folder of the run from which the wider students start."""
         own = {name.replace("network.unet", "student"): value for name, value in WIDE.items()}
         return self._start("start-wider", own)
 
@@ -289,7 +296,7 @@ class DistillStudy:
         return UnitRangeTeacher(NetworkTeacher(open_run(run), "assistant", TEACHER))
 
     def student(self, variant: Variant, seed: int) -> Teacher:
-        """What one variant learnt."""
+        """Train the student of one variant and return it as a teacher, for scoring."""
         settings = variant.settings or {}
         changes = {**settings, "loop.seed": seed, "loop.steps": self.steps}
         recipe: Recipe
@@ -310,16 +317,16 @@ class DistillStudy:
         return NetworkTeacher(open_run(folder), variant.name)
 
     def _trained(self, name: str, cfg: Any, recipe: Recipe) -> Path:
-        """The folder of a run, gone on with if it did not end."""
+        """Train or resume a run and return its folder."""
         folder = self.folder / "runs" / name
         return trained(recipe, cfg.loop, folder, config.to_dict(cfg))
 
 
 def part_errors(teacher: Teacher, judge: Sequence[Sample]) -> dict[str, F64]:
-    """AbsRel (images,) of the teacher on the parts of wide views: asked about the part itself, and
-    cut from its answer to the whole.
+    """Return AbsRel (images,) of the teacher on the parts of wide views, in two ways.
 
-    Local-global distillation presumes that the former is the better one.
+    ALONE: the teacher sees the part itself. CUT: the part is cut from its map of the whole view.
+    Local-global distillation assumes that ALONE is better.
     """
     cfg = config.build(distill.Config, BASE)
     rows, columns = cfg.wide_size
@@ -352,7 +359,10 @@ UNITS = ("AbsRel", "1 - delta1", "boundary F1")
 
 
 def scores(predictor: NetworkPredictor | str, samples: Sequence[Sample]) -> F64:
-    """(images, UNITS) of a predictor or of a baseline by its name; NaN where nothing is scored."""
+    """Return the errors (images, UNITS) of a predictor, or of a baseline by its name.
+
+    NaN for images that are not scored.
+    """
     name = predictor if isinstance(predictor, str) else "it"
     models = {} if isinstance(predictor, str) else {name: predictor}
     rows = []
@@ -366,7 +376,7 @@ SCORED = score.ScoringPlan((ALIGNMENT,))
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """The command line of `study distill`."""
+    """Add the options of `study distill`."""
     add_run_options(parser)
     parser.add_argument(
         "--frames", type=Path, nargs="+", default=[], help="recorded frames to score on"
@@ -410,7 +420,7 @@ def _distill_study(args: argparse.Namespace) -> Study:
 
 
 def command(args: argparse.Namespace, console: Console) -> None:
-    """Run what is missing and print the report.
+    """Do the missing runs and print the report.
 
     Raises TrainingError for an unknown variant or too few images.
     """

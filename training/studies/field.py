@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Method `field`: its targets, the contribution of its parts, its interval and its limits.
+"""Study of method `field`: its targets, the effect of its parts, its interval and its limits.
 
     python -m training study field CASE SOURCE... [--seeds 0 1 2] [--out TABLES.md]
 
@@ -58,19 +58,19 @@ from training.studies import add_source_options
 FIELD = FitConfig(method="field")
 SSF = FitConfig(method="ssf", mode="paper")
 
-# AbsRel over that of SSF as published at the same points.
+# Targets by condition: AbsRel over that of SSF as published at the same points.
 MUST_REACH = {"50": 0.80, "250": 0.64, "1000": 0.52, "10000": 0.33}
 MUST_REACH |= {"50n": 0.70, "250n": 0.59, "1000n": 0.47, "lines_4": 0.67}
 RIVALS = ("global_depth", "global_disparity", "idw", "ssf", "ssf_robust")
 COUNTS = (50, 250, 1000, 10000)
 NOISY_COUNTS = (50, 250, 1000)
-MIN_KNOWN = 2000  # frames that know less of an area are left out
+MIN_KNOWN = 2000  # known pixels, inside and outside of an area; frames with fewer are left out
 EXTRAPOLATION_POINTS = 250
 FEW = (1, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30)
 FLICKER_FRAMES, FLICKER_START = 12, 4
 FLICKER_COUNTS = (50, 250, 1000)
 RANGE_NOISE = 0.02
-GRAPH_SCALES = (100, 400)  # of Felzenszwalb's segmentation: fine, coarse
+GRAPH_SCALES = (100, 400)  # scales of Felzenszwalb's segmentation: fine and coarse
 
 VARIANTS: dict[str, FieldAblation] = {
     "field": FieldAblation(),
@@ -100,7 +100,11 @@ AREAS: dict[str, Callable[[int, int], tuple[slice, slice]]] = {
 
 @dataclass(frozen=True)
 class Task:
-    """Input of a case; on_frame is called with the name of every finished frame."""
+    """Input of a case.
+
+    sources: folders of recorded frames. seeds: of the drawn points. on_frame: called with the name
+    of each finished frame.
+    """
 
     sources: Sequence[Path]
     predictor: DepthPredictor
@@ -108,17 +112,17 @@ class Task:
     on_frame: Callable[[str], None] | None = None
 
     def frames(self) -> Iterator[tuple[RecordedFrame, Prediction]]:
-        """Every frame with its prediction."""
+        """Yield each frame with its prediction."""
         return predicted(self.sources, self.predictor, self.on_frame)
 
     def conditions(self, frame: RecordedFrame) -> Iterator[tuple[str, Split]]:
-        """The protocol's conditions, of all seeds."""
+        """Yield the conditions of the protocol for a frame, for all seeds."""
         for seed in self.seeds:
             yield from conditions(frame, seed)
 
 
 def conditions(frame: RecordedFrame, seed: int) -> Iterator[tuple[str, Split]]:
-    """The protocol's conditions that this frame has enough pixels for, noisy points among them."""
+    """Yield the conditions for which a frame has enough pixels: counts, with noise, scan lines."""
     known = int(np.isfinite(frame.truth).sum())
     for count in COUNTS:
         if count <= 0.5 * known:
@@ -133,14 +137,17 @@ def conditions(frame: RecordedFrame, seed: int) -> Iterator[tuple[str, Split]]:
 def field_fit(
     prediction: Prediction, points: SparseDepth, labels: Labels | None = None, **more: Any
 ) -> FitResult:
-    """The field as a robot has it; `more`: arguments of fit."""
+    """Fit method field with the settings and refiner of a robot; more: arguments of fit."""
     return fit(prediction, points, labels, config=FIELD, refiner=refiner_for(FIELD), **more)
 
 
 def errors(
     result: FitResult, known: NDArray[np.floating], where: NDArray[np.bool_]
 ) -> tuple[float, float]:
-    """AbsRel, and fraction inside the 95 % interval, over an area (H, W) of the truth (H, W)."""
+    """Return AbsRel and the fraction of truth inside the 95 % interval, over a mask.
+
+    known: true depth (H, W) m. where: mask (H, W).
+    """
     truth = known[where]
     score = evaluate(result.depth[where], truth).abs_rel
     return score, coverage(result.depth[where], result.std[where], truth)
@@ -150,7 +157,7 @@ def errors(
 
 
 def targets(task: Task) -> list[Table]:
-    """AbsRel against what must be reached; scan lines on frames with a LiDAR, points on others."""
+    """Compare AbsRel with the targets; scan lines on frames with a LiDAR, points on others."""
     folders = [folder for source in task.sources for folder in find_frames(source)]
     scanned = [folder for folder in folders if (folder / "lidar.npy").is_file()]
     others = [folder for folder in folders if folder not in scanned]
@@ -195,11 +202,11 @@ def targets(task: Task) -> list[Table]:
     return [Table("Targets of method field", head, body)]
 
 
-# --- what each part brings -----------------------------------------------------------------------
+# --- the effect of each part ---------------------------------------------------------------------
 
 
 def ablation(task: Task) -> list[Table]:
-    """AbsRel of every variant over AbsRel of the whole method."""
+    """Measure AbsRel of each variant over AbsRel of the whole method."""
     means = Means()
     for frame, prediction in task.frames():
         classical = segment(frame.image, prediction.values)
@@ -214,7 +221,7 @@ def ablation(task: Task) -> list[Table]:
                 means.add(
                     name, condition, frame.source, errors(result, frame.truth, split.scored)[0]
                 )
-                if "masks" in name:  # few frames have masks: compare on these alone
+                if "masks" in name:  # compare only on frames with masks, of which there are few
                     whole = field_fit(prediction, split.points, image=frame.image)
                     score = errors(whole, frame.truth, split.scored)[0]
                     means.add("field where masks are", condition, frame.source, score)
@@ -231,7 +238,7 @@ def ablation(task: Task) -> list[Table]:
 
 
 def segmentation(task: Task) -> list[Table]:
-    """AbsRel of SSF as published with regions of several kinds, and the field's over each."""
+    """Measure AbsRel of SSF as published with several kinds of regions, and the field's over it."""
     means = Means()
     for frame, prediction in task.frames():
         kinds: dict[str, Labels | None] = {"ours": segment(frame.image, prediction.values)}
@@ -257,7 +264,10 @@ def segmentation(task: Task) -> list[Table]:
 
 
 def graph_regions(image: NDArray[np.uint8], scale: int) -> Labels:
-    """Felzenszwalb's segmentation of colours, labels 1..K; ValueError without scikit-image."""
+    """Segment the colours of an image (H, W, 3) by Felzenszwalb's method: labels (H, W) 1..K.
+
+    Raises ValueError without scikit-image.
+    """
     try:
         from skimage.segmentation import felzenszwalb
     except ImportError:
@@ -272,7 +282,7 @@ def graph_regions(image: NDArray[np.uint8], scale: int) -> Labels:
 
 
 def extrapolation(task: Task) -> list[Table]:
-    """Points in a part of the image alone: error and interval in and beyond it."""
+    """Measure error and interval over the image and beyond the area that has points."""
     means, worst = Means(), Means()
     for frame, prediction in task.frames():
         kind = "global_disparity" if prediction.is_disparity else "global_depth"
@@ -311,7 +321,7 @@ def extrapolation(task: Task) -> list[Table]:
 
 
 def few(task: Task) -> list[Table]:
-    """1 to 30 points, against the global fits (paper mode)."""
+    """Compare the field with the global fits (paper mode) on 1 to 30 points."""
     means = Means()
     rivals = {"field": FIELD}
     for method in ("global_depth", "global_disparity", "median"):
@@ -344,7 +354,7 @@ def few(task: Task) -> list[Table]:
 
 
 def interval(task: Task) -> list[Table]:
-    """Fraction of held-out pixels inside the interval, by condition and tercile of its width."""
+    """Measure the fraction of held-out pixels inside the interval, by tercile of its width."""
     means = Means()
     for frame, prediction in task.frames():
         for condition, split in task.conditions(frame):
@@ -376,7 +386,10 @@ def interval(task: Task) -> list[Table]:
 
 
 def flicker(task: Task) -> list[Table]:
-    """A standing scene with fresh points and 2 % fresh noise: median |log ratio| of two frames."""
+    """Measure flicker in a static scene: median |log ratio| of successive depth maps.
+
+    Each frame has new points with new noise of 2 %.
+    """
     means = Means()
     names = ("frame by frame", "with memory")
     for frame, prediction in task.frames():
@@ -428,9 +441,9 @@ FIGURE_SEED, FIGURE_POINTS, FIGURE_HEIGHT, FIGURE_WIDTH, FIGURE_SHADE = 3, 250, 
 
 
 def figure() -> NDArray[np.uint8]:
-    """The steps of the method on a rendered room, (H, W, 3) uint8 RGB, for docs/method.md.
+    """Draw the steps of the method on a rendered room, (H, W, 3) uint8 RGB, for docs/method.md.
 
-    A network's place is taken by the room's disparity, blurred and smoothly wrong.
+    In place of a network's prediction: the true disparity, blurred and with a smooth error.
     """
     from depth_node.simulation.renderer import Scene
     from depth_node.simulation.viewpoints import random_view
@@ -496,12 +509,12 @@ def figure() -> NDArray[np.uint8]:
 
 
 def mean_percent(depth: NDArray[np.floating], truth: NDArray[np.floating]) -> float:
-    """Mean relative error in percent."""
+    """Return the mean absolute relative error in percent."""
     return float(np.nanmean(np.abs(colours.relative_error_percent(depth, truth))))
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of `python -m training study field`."""
+    """Add the options of `python -m training study field`."""
     parser.add_argument("case", choices=(*CASES, "figure"))
     add_source_options(parser)
 

@@ -4,8 +4,8 @@
     python -m training study labels --out STUDY --place upside_down
     python -m training study labels --out STUDY --place upside_down --transformer 450
 
-The place is rendered rooms seen by a camera that hangs upside down, or corrupted. Labels are
-simulated; those of the images that are judged belong to rooms that no run saw.
+The new place is rendered rooms seen by an upside-down camera, or corrupted images of them. Labels
+are simulated; the held-back ones are of rooms that no run saw.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from training.studies.westar import rooms
 CONFIGS = Path(__file__).parents[1] / "configs"
 UPSIDE_DOWN = "upside_down"
 SIZE = (56, 84)  # of the transformer's input
-# As a person labels: alike is what differs by less than 15 %.
+# Like a person: depths that differ by less than 15 % are labelled alike.
 LABELS = SimulationConfig(count=1, ratio=1.15)
 
 
 def seen_from(place: str, samples: Sequence[Sample]) -> list[Sample]:
-    """The same rooms by a camera upside down, or corrupted with severity 5."""
+    """Return the images as an upside-down camera sees them, or corrupted with severity 5."""
     if place == UPSIDE_DOWN:
         return [
             Sample(
@@ -53,7 +53,7 @@ def seen_from(place: str, samples: Sequence[Sample]) -> list[Sample]:
 
 
 def labels_of(samples: Sequence[Sample]) -> LabelSet:
-    """A triple of points of each image, three pairs."""
+    """Simulate labels: one triple of points, so three pairs, for each image."""
     drawn_pairs: list[Pair] = []
     for sample in samples:
         if sample.depth is not None:
@@ -65,7 +65,10 @@ def labels_of(samples: Sequence[Sample]) -> LabelSet:
 def agreement(
     network: Network, samples: Sequence[Sample], labels: LabelSet, size: tuple[int, int]
 ) -> float:
-    """Fraction of the ordered pairs that a network puts in their order; a tie is not."""
+    """Return the fraction of ordered pairs that a network puts in the right order.
+
+    A tie counts as wrong; pairs that are labelled alike do not count.
+    """
     network.eval()
     right: list[bool] = []
     for sample in samples:
@@ -84,7 +87,7 @@ def agreement(
 
 
 def pretrained(out: Path, steps: int) -> Path:
-    """A run of a small Depth Anything that learnt rendered rooms from the embedded network."""
+    """Train a small Depth Anything on rendered rooms with the embedded network as teacher."""
     tree = {
         "height": SIZE[0],
         "width": SIZE[1],
@@ -115,7 +118,7 @@ def pretrained(out: Path, steps: int) -> Path:
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """The command line of `study labels`."""
+    """Add the options of `study labels`."""
     parser.add_argument("--out", required=True, type=Path, help="folder of rooms and runs")
     parser.add_argument("--place", default=UPSIDE_DOWN, choices=(UPSIDE_DOWN, *CORRUPTIONS))
     parser.add_argument("--images", type=int, default=100, help="labelled images, three pairs each")
@@ -132,7 +135,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def command(args: argparse.Namespace, console: Console) -> None:
-    """Adapt once and print the agreement before and after, of labels learnt and held back."""
+    """Adapt once and print the agreement before and after, with learnt and held-back labels."""
     torch.set_num_threads(1)
     learn = seen_from(args.place, rooms(args.out, "learn", 3 * args.images)[::3])
     judge = seen_from(args.place, rooms(args.out, "judge", 3 * args.rooms)[::3])

@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Distill Any Depth's normalisations by the mechanism that the paper gives for them: a teacher
-that is wrong in one region.
+"""Study of Distill Any Depth's normalisations with a teacher that is wrong in one region.
 
     python -m training study normalisations --out STUDY --seeds 1 2 3 4 5
 
-The teacher is the truth, but for one rectangle of each image in which its map is another one:
-scaled, shifted and rough. A map that is normalised by the whole image (`global`) moves everywhere
-when a part of it is wrong; one that is normalised in parts, or not at all, does not. Students that
-begin with the same short run learn from such teachers under each normalisation, and are judged by
-the truth on rooms that no run saw. `teacher_errors` says the same of the targets themselves,
-without any network.
+This is the mechanism that the paper gives for them. The teacher is the truth, except for one
+rectangle of each image in which its map is wrong: turned upside down, scaled and rough. If a part
+of a map is wrong, a normalisation over the whole image (`global`) changes it everywhere; one over
+parts, or none, does not. Students that start from the same short run learn from such teachers with
+each normalisation, and are scored against the truth on rooms that no run saw. `teacher_errors`
+measures the same effect on the targets themselves, without a network.
 """
 
 from __future__ import annotations
@@ -53,22 +52,23 @@ from training.studies.common import (
 from training.studies.distill import TRUTH
 from training.studies.proof import Claim, Design, Gate, Measure, percent
 
-SIZE, VIEW = (64, 96), (76, 114)  # of the network, of a rendered image
-SHARES = (0.0, 0.1, 0.3)  # of an image's pixels in which the teacher is wrong
-# Of the wrong map: deviations of its logarithm as a whole and from cell to cell.
+SIZE, VIEW = (64, 96), (76, 114)  # (h, w) of the network's input and of a rendered image, px
+SHARES = (0.0, 0.1, 0.3)  # fractions of an image's pixels where the teacher is wrong
+# Standard deviations of the logarithm of the wrong map's factor, for the whole rectangle and for
+# each of CELLS x CELLS cells.
 WRONG_SCALE, ROUGHNESS, CELLS = 0.8, 0.4, 4
 STEPS = 500
 LOOP: dict[str, Any] = {**TRUTH["loop"], "steps": STEPS, "batch": 16, "checkpoint_every": 500}
 BASE: dict[str, Any] = {**TRUTH, "height": SIZE[0], "width": SIZE[1], "loop": LOOP}
-# All begin with it; from random weights a loss without scale and shift stalls.
+# All students start from this run: from random weights a scale-and-shift-invariant loss stalls.
 START: dict[str, Any] = {"loop.steps": 500, "loop.seed": 1, "loop.learning_rate": 2e-3}
 
 
 def spoiled(disparity: Tensor, share: float, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Disparities (N, 1, H, W) with one rectangle of each image replaced, and the mask of it.
+    """Replace one rectangle of each disparity map (N, 1, H, W); return maps and mask of it.
 
-    The rectangle has `share` of the pixels; in it the disparity is the image's own, turned upside
-    down, times a factor and a rough field that are drawn anew.
+    The rectangle has the fraction `share` of the pixels. In it the disparity is the image's own,
+    turned upside down, times a random factor and a random rough field.
     """
     n, _, height, width = disparity.shape
     mask = torch.zeros_like(disparity, dtype=torch.bool)
@@ -92,19 +92,19 @@ def spoiled(disparity: Tensor, share: float, rng: np.random.Generator) -> tuple[
 
 
 class NoisyTeacher(Recipe):
-    """The recipe: a student of the truth as a teacher that is wrong in one region gives it."""
+    """The recipe: a student of a teacher that is the truth except in one region."""
 
-    name = "supervised"  # its network is that one's, and opened as such
+    name = "supervised"  # it has the network of that recipe, which networks.open_run knows
 
     def __init__(self, cfg: supervised.Config, images: Pool, norm: str, share: float) -> None:
         self.cfg, self.images, self.norm, self.share = cfg, images, norm, share
 
     def model(self) -> nn.Module:
-        """The student, with the weights of the start."""
+        """Return the student with the weights of the start."""
         return supervised.Supervised(self.cfg, self.images).model()
 
     def batch(self, step: int, part: BatchPart) -> Batch:
-        """Images (N, 3, h, w), normalised for the network, and the teacher's maps (N, 1, h, w)."""
+        """Return images (N, 3, h, w), normalised for the network, and maps (N, 1, h, w)."""
         cfg = self.cfg
         rngs = generators(cfg.loop, step, part)
         rows = [drawn(self.images, rng, cfg.height, cfg.width, cfg.augment) for rng in rngs]
@@ -115,7 +115,7 @@ class NoisyTeacher(Recipe):
         return {"image": image, "teacher": teacher, "known": known}
 
     def loss(self, model: nn.Module, batch: Batch, averaged: nn.Module | None) -> dict[str, Tensor]:
-        """The distillation loss of the norm, alone."""
+        """Return the distillation loss with the norm, without other terms."""
         level = normalised_l1(model(batch["image"]), batch["teacher"], batch["known"], self.norm)
         return {"loss": level}
 
@@ -123,10 +123,11 @@ class NoisyTeacher(Recipe):
 def teacher_map(
     depth: Tensor, share: float, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The teacher's map (N, 1, H, W) of depth in m, the mask of known pixels, that of wrong ones.
+    """Return the teacher's map (N, 1, H, W) of depth in m, and masks of known and wrong pixels.
 
-    The map is disparity with the median and mean deviation of the truth taken out, as the start was
-    taught: `none` then compares maps of one scale, and to the others it makes no difference.
+    The map is disparity normalised by the median and mean deviation of the true map, as the start
+    was trained: with `none` the compared maps then have one scale; for the other normalisations it
+    makes no difference.
     """
     known = torch.isfinite(depth) & (depth > 0)
     truth = torch.where(known, 1.0 / depth.clamp_min(1e-3), torch.zeros_like(depth))
@@ -136,9 +137,10 @@ def teacher_map(
 
 
 def teacher_errors(judge: Sequence[Sample], norm: str, share: float, seed: int) -> F64:
-    """(images,): mean difference between the normalised spoiled teacher and the normalised truth
-    over the pixels that the teacher has right: how far a perfect student is pulled away where
-    nothing is wrong. 0 for `none`. seed: of the regions.
+    """Return the errors (images,) of the normalised teacher where its map is right.
+
+    The mean difference from the normalised truth over the pixels outside of the wrong region: how
+    far a perfect student is pulled away from the truth there. 0 for `none`. seed: of the regions.
     """
     errors = []
     rng = np.random.default_rng([seed, 2])
@@ -154,7 +156,7 @@ def teacher_errors(judge: Sequence[Sample], norm: str, share: float, seed: int) 
 
 
 def target_table(judge: Sequence[Sample], seeds: Sequence[int]) -> str:
-    """Markdown: the targets themselves, without a network; each seed draws other regions."""
+    """Return a Markdown table of `teacher_errors`; each seed draws other regions."""
     lines = [
         "Targets: mean difference from the normalised truth where the teacher is right, and its"
         " change against `global`",
@@ -176,7 +178,7 @@ def target_table(judge: Sequence[Sample], seeds: Sequence[int]) -> str:
 
 
 def name_of(norm: str, share: float) -> str:
-    """The row of a normalisation and a share of wrong pixels."""
+    """Return the name of the row of a normalisation and a fraction of wrong pixels."""
     return f"{norm}, {share:.0%} wrong"
 
 
@@ -197,18 +199,18 @@ DESIGN = Design(
     control=(START_ROW,),
     ceiling=(),
     gates=(
-        # A student of a teacher that is right must have learnt from it.
+        # With a correct teacher a student must have learnt.
         Gate(name_of("global", CLEAN), "plane", ON_ROOMS, most=0.75),
         Gate(name_of("global", CLEAN), START_ROW, ON_ROOMS, most=0.95),
         Gate(name_of("hybrid", CLEAN), START_ROW, ON_ROOMS, most=0.95),
-        # And the noise must be felt, or nothing tells normalisations apart.
+        # The wrong region must do harm, or the normalisations cannot be distinguished.
         Gate(name_of("global", WORST), name_of("global", CLEAN), ON_ROOMS, least=1.03),
     ),
 )
 
 
 def _start(folder: Path, learn: Pool, steps: int) -> Path:
-    """The run that all students begin with, of the truth itself."""
+    """Train the run from which all students start, on the truth; return its folder."""
     cfg = config.replace(
         config.build(supervised.Config, BASE), {**START, **({"loop.steps": steps} if steps else {})}
     )
@@ -218,7 +220,7 @@ def _start(folder: Path, learn: Pool, steps: int) -> Path:
 
 
 def _student(folder: Path, learn: Pool, name: str, seed: int, steps: int) -> Path:
-    """The run of a row."""
+    """Train the run of a row and return its folder."""
     changes: dict[str, Any] = {"loop.seed": seed, "start": str(_start(folder, learn, steps))}
     changes |= {"loop.steps": steps} if steps else {}
     cfg = config.replace(config.build(supervised.Config, BASE), changes)
@@ -253,10 +255,10 @@ def _study(args: argparse.Namespace) -> Study:
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """The command line of the study."""
+    """Add the options of the study."""
     add_run_options(parser)
 
 
 def command(args: argparse.Namespace, console: Console) -> None:
-    """Run what is missing of the study and print its report."""
+    """Do the missing runs of the study and print its report."""
     run_study(_study(args), args, console)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What makes a study's table a proof: a claim that was written down before, references, gates.
+"""The design of a study, written down before it runs: claims, seeds, references and gates.
 
-A table of networks that have learnt nothing says nothing, however narrow its intervals are. So a
-study names what its numbers stand between (a floor that ignores the image, a positive control that
-must win, a ceiling), the claim with its primary number and its seeds, and gates: ratios of errors
-without which the table is not shown.
+A table of networks that have learnt nothing proves nothing, however narrow its intervals are. So a
+study names references (a floor that ignores the image, a positive control that must win, a
+ceiling), claims with the number that decides each, the number of seeds, and gates: ratios of errors
+that must be reached, or the table is not shown.
 """
 
 from __future__ import annotations
@@ -19,14 +19,16 @@ from training.data.samples import F64
 from training.evaluation import statistics
 from training.evaluation.statistics import Interval
 
-# Row -> seed -> part -> (images, units): the errors of a study.
+# The errors of a study: row -> seed -> part -> (images, units).
 Results = Mapping[str, Mapping[int, Mapping[str, F64]]]
 
 
 @dataclass(frozen=True)
 class Part:
-    """A set that is judged: the scene of each image, and whether the mean is over all images (of
-    rooms) or over the scenes' means (of recorded sources).
+    """A set of images on which rows are scored.
+
+    groups: the scene of each image. pooled: take the mean over all images (rooms), else over the
+    means of the scenes (recorded sources).
     """
 
     groups: Sequence[str]
@@ -35,7 +37,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Measure:
-    """One number of a table: a part of what is judged, and a unit of its errors, by their names."""
+    """One number of a table: the names of a part and of a unit of its errors."""
 
     part: str
     unit: str
@@ -43,8 +45,9 @@ class Measure:
 
 @dataclass(frozen=True)
 class Claim:
-    """A row's number against another row's: `row` is to change it by at most `change` (-0.1: a
-    tenth less, or better). note: what was published.
+    """The claim that a measure of `row` over that of `than`, minus 1, is below `change`.
+
+    change -0.1: at least a tenth less. note: the published result.
     """
 
     row: str
@@ -56,8 +59,9 @@ class Claim:
 
 @dataclass(frozen=True)
 class Gate:
-    """Without it the rows say nothing: the number of `row` over that of `than` must lie between
-    `least` and `most`.
+    """A condition for showing the table.
+
+    The measure of `row` over that of `than` must be between `least` and `most`.
     """
 
     row: str
@@ -69,11 +73,10 @@ class Gate:
 
 @dataclass(frozen=True)
 class Design:
-    """Written down before a study runs, and printed with its table.
+    """The design of a study, which is printed with its table.
 
-    claims: the first is the primary one. seeds: runs of every row. floor, control, ceiling: names
-    of rows that bound what can be reached: what ignores the image, what must win, what cannot be
-    beaten.
+    claims: the first is the primary one. seeds: runs of every row. Names of reference rows: floor
+    ignores the image, control must win, ceiling cannot be beaten.
     """
 
     claims: tuple[Claim, ...]
@@ -84,14 +87,16 @@ class Design:
     gates: tuple[Gate, ...]
 
     def references(self) -> tuple[str, ...]:
-        """The rows that no claim is about."""
+        """Return the reference rows: floor, control and ceiling."""
         return (*self.floor, *self.control, *self.ceiling)
 
 
 @dataclass(frozen=True)
 class Assessment:
-    """What the gates say of a study's results: the sentences that stand above its table, whether
-    the table may be shown, and whether every seed of every row is in it.
+    """The assessment of a study's results by its design.
+
+    lines: claims, references and gates as sentences, which precede the table. shown: all gates are
+    passed. complete: every row has all its runs.
     """
 
     lines: tuple[str, ...]
@@ -101,7 +106,10 @@ class Assessment:
 
 @dataclass(frozen=True)
 class Judge:
-    """Compares rows of a study; parts by name, units in the order of the errors' columns."""
+    """Compares rows of a study.
+
+    parts: by name. units: in the order of the errors' columns. unseeded: rows with one run only.
+    """
 
     results: Results
     parts: Mapping[str, Part]
@@ -109,14 +117,14 @@ class Judge:
     unseeded: Sequence[str] = field(default=())
 
     def runs(self, row: str, measure: Measure, seeds: Sequence[int]) -> F64:
-        """(runs, images) errors of a row; the one run of a row without seeds."""
+        """Return the errors (runs, images) of a row; of an unseeded row its one run."""
         column = self.units.index(measure.unit)
         own = self.results[row]
         chosen = list(own)[:1] if row in self.unseeded else seeds
         return np.stack([np.asarray(own[seed][measure.part])[:, column] for seed in chosen])
 
     def means(self, row: str, measure: Measure) -> list[float]:
-        """The number of each run of a row."""
+        """Return the measure of each run of a row: the mean of its finite errors."""
         part = self.parts[measure.part]
         values = []
         for errors in self.runs(row, measure, sorted(self.results[row])):
@@ -129,7 +137,7 @@ class Judge:
         return values
 
     def change(self, row: str, than: str, measure: Measure) -> Interval:
-        """The number of `row` over that of `than`, minus 1, on the seeds that both have."""
+        """Return the measure of `row` over that of `than`, minus 1, on the seeds that both have."""
         part = self.parts[measure.part]
         seeded = [set(self.results[name]) for name in (row, than) if name not in self.unseeded]
         seeds = sorted(set.intersection(*seeded)) if seeded else []
@@ -137,14 +145,14 @@ class Judge:
         return statistics.change_of_runs(first, other, part.groups, part.pooled)
 
     def has(self, *rows: str) -> bool:
-        """Whether these rows have results that can be compared."""
+        """Return whether these rows have results with a common seed."""
         if not all(self.results.get(row) for row in rows):
             return False
         seeded = [set(self.results[row]) for row in rows if row not in self.unseeded]
         return not seeded or bool(set.intersection(*seeded))
 
     def verdict(self, design: Design, rows: Sequence[str]) -> Assessment:
-        """The claim and the gates of a design as sentences; `rows`: all that the study has."""
+        """Assess the results by a design; rows: all rows of the study."""
         short = {
             row: design.seeds - len(self.results.get(row, {}))
             for row in rows
@@ -185,7 +193,7 @@ class Judge:
         return f"{text}: {percent(interval)}, {judged}"
 
     def _gate(self, gate: Gate, lines: list[str]) -> bool:
-        """Whether a gate is passed; a sentence is added to `lines`."""
+        """Return whether a gate is passed, and add a sentence to `lines`."""
         bounds = []
         if gate.least > 0:
             bounds.append(f"at least {gate.least:g}")
@@ -205,15 +213,17 @@ class Judge:
 
 
 def percent(change: Interval) -> str:
-    """A change and its interval, as the tables print them."""
+    """Format a change and its interval for the tables."""
     if math.isnan(change.low) or math.isnan(change.high):
         return f"{change.value:+.1%} [too few]"
     return f"{change.value:+.1%} [{change.low:+.1%}, {change.high:+.1%}]"
 
 
 def table(judge: Judge) -> str:
-    """Markdown: the errors of every row, each run and the mean over runs; the change of each
-    against the first row on the same seeds, with its interval over runs and scenes.
+    """Return a Markdown table of every row's mean error over runs, each run and the change.
+
+    The change is against the first row, on the seeds that both have, with its interval over runs
+    and scenes.
     """
     names = [name for name in judge.results if judge.results[name]]
     measures = [Measure(part, unit) for part in judge.parts for unit in judge.units]
@@ -235,7 +245,7 @@ def table(judge: Judge) -> str:
 
 
 def report(judge: Judge, design: Design, rows: Sequence[str]) -> str:
-    """Claim, references and gates, then the table; where a gate is not passed no table."""
+    """Return the report: claims, references and gates, then the table if all gates are passed."""
     verdict = judge.verdict(design, rows)
     if verdict.shown:
         return "\n".join([*verdict.lines, "", table(judge)])

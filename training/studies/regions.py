@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What regions cost and what they bring: `python -m training study regions CASE [SOURCE...]`.
+"""Study of regions, their time and benefit: `python -m training study regions CASE [SOURCE...]`.
 
 Cases
-    prompts     everything but the engines of a prompted network, on one core
+    prompts     time of a prompted network without its engines, on one core
     motion      methods that propagate regions to the next images, on rendered walks
     reuse       segmentation of every k-th image: accuracy and time, on rendered walks
     masks       real masks, the image's own regions, none: accuracy on recorded frames
@@ -61,7 +61,7 @@ METHODS = {
 ABLATIONS = {"field with regions": FieldAblation(regions=True)}
 POINTS = (50, 250, 1000)
 CAMERA = Camera(640, 480, 480.0, 480.0, 319.5, 239.5)
-ROOMS, LOOP_FRAMES, WALK_FRAMES = (3, 10, 21), 200, 17  # a loop in 20 s at 10 images a second
+ROOMS, LOOP_FRAMES, WALK_FRAMES = (3, 10, 21), 200, 17  # 200 frames: a loop of 20 s at 10 Hz
 STEPS = (1, 2, 4, 8, 16)
 EVERY = {
     "every image": SegmentationConfig(),
@@ -73,14 +73,14 @@ EVERY = {
     "once": SegmentationConfig(every=0, change=1.0),
 }
 REPEATS = 15
-ENCODER_PX, MAP_PX, BATCH = 1024, 256, 64  # of SAM
+ENCODER_PX, MAP_PX, BATCH = 1024, 256, 64  # SAM's input and mask sizes; points per decoder run
 
 
 # --- everything but the engines -------------------------------------------------------------------
 
 
 class _Answers:
-    """Stands in for an engine: returns prepared outputs in turn, at once."""
+    """Replaces an engine: returns prepared outputs in turn, without computing."""
 
     backend = "none"
 
@@ -108,10 +108,10 @@ class _Answers:
 
 
 def prompted_model(labels: Labels, per_side: int) -> PromptedRegionModel:
-    """A prompted network without engines that knows the exact regions (H, W) of an image.
+    """Make a prompted network without engines that returns the exact regions (H, W) of an image.
 
-    Like SAM it returns three masks for a point: a part, the whole, and its surroundings, each
-    with an IoU and a stability of which the default limits keep about the half.
+    Like SAM it returns three masks per point: a part, the whole, and its surroundings, each with
+    an IoU and a stability; about half of the masks pass the default limits.
     """
     spec = InputSpec(ENCODER_PX, ENCODER_PX, resize="corner")
     scale = MAP_PX / max(labels.shape)
@@ -154,7 +154,7 @@ def prompted_model(labels: Labels, per_side: int) -> PromptedRegionModel:
     features: dict[str, NDArray[Any]] = {"embedding": np.zeros(1, np.float32)}
     half = _Answers(decoder, answers)
     model = PromptedRegionModel(_Answers(encoder, [features]), half, config)
-    half.next = 0  # the model has tried it
+    half.next = 0  # PromptedRegionModel ran the decoder once when it was made
     return model
 
 
@@ -164,7 +164,7 @@ def prompts(
     seeds: Sequence[int],
     on_frame: Callable[[str], None],
 ) -> list[Table]:
-    """Milliseconds of preprocessing, selection and painting of a prompted network's masks."""
+    """Measure preprocessing, and selection and painting of the masks of a prompted network, ms."""
     rows = []
     with one_core():
         for height, width in ((480, 640), (720, 1280)):
@@ -173,7 +173,7 @@ def prompts(
             _, pose = random_view(scene, np.random.default_rng(3), width, height)
             view = scene.render(camera, pose, antialias=False)
             model = prompted_model(view.labels, 16)
-            model.predict(view.image)  # the first run allocates
+            model.predict(view.image)  # warm-up: the first run allocates memory
             stages = ("preprocess", "postprocess", "processor")
             times: dict[str, list[float]] = {stage: [] for stage in stages}
             for _ in range(REPEATS):
@@ -201,7 +201,7 @@ def _own_ms(model: PromptedRegionModel) -> tuple[float, float]:
     return model.stage_ms["preprocess"], model.stage_ms["postprocess"]
 
 
-# --- how regions are carried ----------------------------------------------------------------------
+# --- how regions are propagated -------------------------------------------------------------------
 
 
 def _dis(preset: int) -> Finder:
@@ -223,7 +223,7 @@ def _farneback(now: NDArray[np.uint8], key: NDArray[np.uint8], start: Any) -> Fl
     return np.asarray(flow, np.float32)
 
 
-# Name -> width of the small images, the method, and whether it starts from the last flow.
+# Name -> width of the small images, px; method; whether it starts from the previous flow.
 WAYS: dict[str, tuple[int, Finder, bool]] = {
     "regions stay where they are": (160, _still, False),
     "phase correlation, 160 px": (160, _phase, False),
@@ -243,7 +243,7 @@ def motion(
     seeds: Sequence[int],
     on_frame: Callable[[str], None],
 ) -> list[Table]:
-    """Fraction of pixels that carried exact regions label wrongly, after so many images."""
+    """Measure the fraction of wrong pixels of propagated exact regions after STEPS images."""
     means = Means()
     times: dict[str, list[float]] = {name: [] for name in WAYS}
     with one_core():
@@ -290,7 +290,7 @@ def reuse(
     seeds: Sequence[int],
     on_frame: Callable[[str], None],
 ) -> list[Table]:
-    """AbsRel and the time for regions, by how often the image is segmented."""
+    """Measure AbsRel and the time for regions, by how often the image is segmented."""
     makers = {"the image's own regions": _own, "exact regions": _exact}
     means = {title: Means() for title in makers}
     methods = [method for method in METHODS if method != "field"]
@@ -355,7 +355,7 @@ def _error(
     points: int,
     seed: Sequence[int],
 ) -> float:
-    """AbsRel of a fit to points of the exact depth, at all other pixels."""
+    """Return AbsRel of a fit to points of the exact depth, over all other pixels."""
     known = np.flatnonzero(np.isfinite(view.depth))
     chosen = np.sort(np.random.default_rng(seed).choice(known, points, replace=False))
     rows, cols = np.unravel_index(chosen, view.depth.shape)
@@ -373,7 +373,7 @@ def _fit(
     labels: Labels | None,
     image: NDArray[np.uint8],
 ) -> FitResult:
-    """The fit of one of METHODS."""
+    """Fit with one of METHODS."""
     config, ablation = METHODS[method], ABLATIONS.get(method, WHOLE_METHOD)
     refiner = refiner_for(config)
     return fit(
@@ -382,7 +382,7 @@ def _fit(
 
 
 def _walk(room: int) -> list[Rendered]:
-    """Images of a part of a closed walk through a rendered room."""
+    """Render the first WALK_FRAMES views of a closed walk through a room."""
     scene = Scene.random(room)
     path = camera_path(scene, LOOP_FRAMES, room)[:WALK_FRAMES]
     return [scene.render(CAMERA, pose, antialias=False) for pose in path]
@@ -397,9 +397,9 @@ def masks(
     seeds: Sequence[int],
     on_frame: Callable[[str], None],
 ) -> list[Table]:
-    """AbsRel with stored masks, the image's own regions and none, at the same points.
+    """Measure AbsRel with stored masks, with the image's own regions and without, at equal points.
 
-    Raises ValueError where no frame has stored masks.
+    Raises ValueError if no frame has stored masks.
     """
     scores: dict[str, Means] = {}
     count: dict[str, int] = {}
@@ -426,7 +426,7 @@ def masks(
                 for method in METHODS:
                     for kind, labels in kinds.items():
                         if method == "field" and kind != "none":
-                            continue  # it uses no regions
+                            continue  # method field uses no regions
                         result = _fit(method, prediction, split.points, labels, frame.image)
                         error = float(evaluate(result.depth, truth).abs_rel)
                         means.add(f"{method} | {kind}", str(points), frame.name, error)
@@ -451,13 +451,13 @@ CASES: dict[str, Case] = {"prompts": prompts, "motion": motion, "reuse": reuse, 
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of `python -m training study regions`."""
+    """Add the options of `python -m training study regions`."""
     parser.add_argument("case", choices=tuple(CASES))
     add_source_options(parser)
 
 
 def command(args: argparse.Namespace, console: Console) -> None:
-    """Run a case and print its tables."""
+    """Run the case of args.case and print its tables."""
     with (
         DepthModel.open(ModelConfig(args.model, args.manifest)) as network,
         progress(console, args.case, None) as advance,

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Depth maps brought to the image's size: edges kept, against bilinear and a full-size network.
+"""Study of upsampling depth maps to image size: edge-preserving, bilinear, or a full-size network.
 
     python -m training study upsampling CASE SOURCE... [--seeds 0 1] [--rooms 6] [--out TABLES.md]
 
-Scores are of method `field` on top of the enlarged map, averaged over the frames and seeds of a
-source, then over the sources; rendered rooms are one more source.
+Scores are those of method `field` with the enlarged map, averaged over the frames and seeds of a
+source, then over the sources; rendered rooms are an additional source.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ from training.studies import add_source_options
 
 FIELD = FitConfig(method="field")
 COUNTS = (250, 1000)
-SMOOTH_ERROR = 0.03  # standard deviation in log disparity
-BEND_CELLS = (5, 6)
+SMOOTH_ERROR = 0.03  # standard deviation of the smooth error, log disparity
+BEND_CELLS = (5, 6)  # rows and columns of the grid from which it is interpolated
 ROOM_SIZE = (480, 640)
 RENDERED = "rendered"
 BILINEAR, KEPT, FULL = "bilinear", "edges kept", "full size"
@@ -55,10 +55,10 @@ SPEED_POINTS = 1000
 
 @dataclass(frozen=True)
 class FromTruth:
-    """A network made from the truth: disparity with a smooth error of 3 %.
+    """A simulated network: the true disparity with a smooth error of 3 %.
 
-    blur_px: sigma of the blur at full size. divisor: of both sides of the image. averaged: a cell
-    is the mean of its area, else what lies in its middle.
+    blur_px: standard deviation of the blur at full size. divisor: image size over map size.
+    averaged: a cell is the mean of its area, else the value at its centre.
     """
 
     blur_px: float
@@ -67,12 +67,12 @@ class FromTruth:
 
     @property
     def name(self) -> str:
-        """Its row in the table."""
+        """The name of its row in the table."""
         blur = f"blurred {self.blur_px:g} px" if self.blur_px else "sharp"
         return f"{blur}, 1/{self.divisor:g}" + (", averaged" if self.averaged else "")
 
     def full(self, frame: RecordedFrame, seed: int) -> NDArray[np.float32]:
-        """(H, W) disparity at the image's size."""
+        """Return disparity (H, W) at the size of the image."""
         rng = frame_seed(frame, seed, 303)
         shape = frame.truth.shape
         coarse = rng.normal(0, 1, BEND_CELLS)
@@ -83,7 +83,7 @@ class FromTruth:
         return np.asarray(disparity, np.float32)
 
     def small(self, full: NDArray[np.float32]) -> NDArray[np.float32]:
-        """(h, w) of the full-size map."""
+        """Reduce the full-size map (H, W) to the network's size (h, w)."""
         size = (round(full.shape[1] / self.divisor), round(full.shape[0] / self.divisor))
         how = cv2.INTER_AREA if self.averaged else cv2.INTER_NEAREST_EXACT
         return np.asarray(cv2.resize(full, size, interpolation=how), np.float32)
@@ -96,7 +96,7 @@ NETWORKS = (
 
 
 def without_holes(depth: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(H, W) depth whose unknown pixels have that of the nearest known one."""
+    """Fill unknown pixels of depth (H, W) with that of the nearest known pixel."""
     known = np.isfinite(depth)
     _, nearest = cv2.distanceTransformWithLabels(
         (~known).astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
@@ -107,7 +107,7 @@ def without_holes(depth: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def rendered(count: int) -> Iterator[RecordedFrame]:
-    """Views of rendered rooms with their depth."""
+    """Yield views of rendered rooms with their depth."""
     height, width = ROOM_SIZE
     for seed in range(count):
         scene = Scene.random(seed)
@@ -119,7 +119,7 @@ def rendered(count: int) -> Iterator[RecordedFrame]:
 
 
 def bilinear(values: NDArray[np.float32], image: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """(h, w) map at the size of the image (H, W, 3), linearly interpolated."""
+    """Enlarge a map (h, w) bilinearly to the size of the image (H, W, 3)."""
     spec = InputSpec(values.shape[0], values.shape[1])
     return np.asarray(to_image(values, spec, image.shape[0], image.shape[1]), np.float32)
 
@@ -127,7 +127,7 @@ def bilinear(values: NDArray[np.float32], image: NDArray[np.uint8]) -> NDArray[n
 def score(
     means: Means, row: str, frame: RecordedFrame, maps: dict[str, Prediction], seeds: Sequence[int]
 ) -> None:
-    """Add AbsRel of the field on every map, and boundary F1 of the field at the last density."""
+    """Add AbsRel of the field with each map, and its boundary F1 at the largest count, to means."""
     for seed in seeds:
         for count in COUNTS:
             if count > 0.5 * np.isfinite(frame.truth).sum():
@@ -145,7 +145,7 @@ def score(
 
 
 def simulated(frames: Iterator[RecordedFrame], seeds: Sequence[int]) -> list[Table]:
-    """Networks made from the truth: floor, edges kept and bilinear."""
+    """Compare bilinear, edges kept and full size with simulated networks."""
     means = Means()
     for frame in frames:
         for network in NETWORKS:
@@ -167,7 +167,7 @@ def simulated(frames: Iterator[RecordedFrame], seeds: Sequence[int]) -> list[Tab
 def with_network(
     frames: Iterator[RecordedFrame], seeds: Sequence[int], network: DepthModel
 ) -> list[Table]:
-    """A real network: edges kept and bilinear."""
+    """Compare bilinear and edges kept with a real network."""
     means, engine = Means(), network.engine
     spec = engine.manifest.input
     for frame in frames:
@@ -180,7 +180,7 @@ def with_network(
 
 
 def tables(means: Means, networks: Sequence[str], names: tuple[str, ...]) -> list[Table]:
-    """AbsRel and boundary F1 of every map, the ratio to bilinear, and the ratio by source."""
+    """Make the tables: AbsRel, boundary F1 and ratio to bilinear of each map; ratios by source."""
     body, by_source, ratios = [], [], []
     sources = sorted(means.of_sources(f"{networks[0]}|{COUNTS[0]}", KEPT))
     for network in networks:
@@ -207,7 +207,7 @@ def tables(means: Means, networks: Sequence[str], names: tuple[str, ...]) -> lis
 
 
 def speed() -> list[Table]:
-    """Times of enlarging a rendered room's map, and of the fit that follows, in one run."""
+    """Measure the times of enlarging the map of a rendered room and of the fit that follows."""
     frame = next(rendered(1))
     body = []
     prediction, _, labels = fit_problem()
@@ -234,14 +234,14 @@ CASES = ("simulated", "network", "speed")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of `python -m training study upsampling`."""
+    """Add the options of `python -m training study upsampling`."""
     parser.add_argument("case", choices=CASES)
     add_source_options(parser)
     parser.add_argument("--rooms", type=int, default=6, help="rendered views, one more source")
 
 
 def command(args: argparse.Namespace, console: Console) -> None:
-    """Run a case and print its tables."""
+    """Run the case of args.case and print its tables."""
     if args.case == "speed":
         print_tables(console, speed(), args.out)
         return

@@ -42,13 +42,13 @@ from training.studies.common import (
 )
 from training.studies.proof import Claim, Design, Gate, Measure, Part
 
-# Of rooms that the embedded network was not trained on (its pool has seed 20), and different ones
-# to learn from, to choose settings by, to judge by, and to go on knowing.
+# Seeds of rooms on which the embedded network was not trained (its pool has seed 20); different
+# rooms to learn from, to choose settings on, to judge on, and for loss.known.
 ROOMS = {"learn": 7001, "choose": 7002, "judge": 7003, "known": 7004}
-# What a person could label in an afternoon: a triple of points, so three pairs, in every image.
+# As much as a person could label in an afternoon: one triple of points, so three pairs, per image.
 # The paper has five.
 TRIPLES = 1
-# The paper's weights are for another network; these were set by the rooms "choose".
+# The paper's weights are for another network; these were chosen on the rooms "choose".
 WESTAR_BASE: dict[str, Any] = {
     "height": 192,
     "width": 256,
@@ -63,7 +63,7 @@ WESTAR_BASE: dict[str, Any] = {
         "reg": 0.0,
         "margin": 0.3,
         "known": 4.0,
-        "contexts": "global",  # masks take twice the time, for a term of this weight
+        "contexts": "global",  # masks would double the time, for a term of this small weight
         "mask_px": 48,
     },
     "loop": {
@@ -83,12 +83,12 @@ MEASURED = "new statistics, nothing learnt"
 MEASURED_BOTH = "statistics of both places, nothing learnt"
 PUBLISHED = "as westar_embedded.yaml"
 CEILING = "ceiling: depth is known, all weights, longer"
-LONGER = 4  # times the steps of the ceiling's run
+LONGER = 4  # factor on the steps of the ceiling's run
 AS_KNOWN = "WeSTAR, known rooms as they are"
 NO_LABELS = "look of the place alone, no labels"
 GIVEN = "self-training, the renderer's masks"
 ALONE: dict[str, Any] = {"loss.weak": 0, "loss.st": 1.0}
-# What learns from the truth needs no harder view than the teacher's.
+# A student of the true depth gets the teacher's view: strong augmentations are off.
 AS_IT_IS: dict[str, Any] = {f"strong.{name}": type(value)(0) for name, value in STRONG.items()}
 WESTAR = (
     Variant(SOURCE, None),
@@ -138,7 +138,10 @@ WESTAR = (
 
 
 def rooms(out: Path, purpose: str, count: int, jobs: int = 1, labels: bool = False) -> list[Sample]:
-    """Rendered images with depth, 108 x 144, three of each room; with masks of the surfaces."""
+    """Return rendered images with depth, 108 x 144, three per room.
+
+    labels: with masks of the surfaces.
+    """
     folder = out / "rooms" / f"{purpose}-{count}{'-labels' if labels else ''}"
     cfg = PoolConfig(
         str(folder),
@@ -155,29 +158,29 @@ def rooms(out: Path, purpose: str, count: int, jobs: int = 1, labels: bool = Fal
 
 
 def corrupted_images(samples: Sequence[Sample], name: str, severity: int) -> list[Sample]:
-    """The same images, corrupted; the seed of each is its number."""
+    """Return the images corrupted; the seed of each is its index."""
     return [
         replace(s, image=corrupt(s.image, name, severity, seed=k)) for k, s in enumerate(samples)
     ]
 
 
 def labelled(triples: int) -> str:
-    """How the name of a run ends that has not the usual number of labels."""
+    """Return the suffix of a run's name for an unusual number of labels."""
     return "" if triples == TRIPLES else f"-{triples}"
 
 
 def settings(tried: Sequence[str] = ()) -> westar.Config:
-    """What the rows have in common; tried: settings (key=value) in the place of some of them."""
+    """Return the settings that all rows share; tried: key=value that replace some of them."""
     return config.override(config.build(westar.Config, WESTAR_BASE), tried)
 
 
 def named_by(tried: Sequence[str]) -> str:
-    """How the name of a run ends whose settings are tried."""
+    """Return the suffix of a run's name for tried settings."""
     return "".join(f"-{slug(setting)}" for setting in tried)
 
 
 def digest(cfg: westar.Config) -> str:
-    """Eight letters that follow from the settings: runs of other settings have other folders."""
+    """Return 8 hexadecimal digits of a hash of the settings, for the name of the run folder."""
     values = config.flatten(cfg)
     for name in ("masks.folder", "keep"):
         del values[name]
@@ -194,9 +197,10 @@ def adapt(
     triples: int = TRIPLES,
     tried: Sequence[str] = (),
 ) -> Network:
-    """The source adapted by one variant, its low-rank updates merged.
+    """Adapt the source by one variant and return the network, with low-rank updates merged.
 
-    tried: settings (key=value) in the place of the variant's own.
+    target, known: images of the new place and of the source's domain. tried: key=value that replace
+    the variant's settings.
     """
     if variant.settings is None:
         return open_network(settings(tried).network)
@@ -212,7 +216,7 @@ def adapt(
             if s.depth is not None
         ]
         labels = LabelSet([pair for pairs in drawn for pair in pairs], [s.name for s in target])
-    # A recipe that has no depth cannot use it.
+    # Depth is removed, so that the recipe cannot use it.
     visible = target if cfg.teacher == "truth" else [replace(s, depth=None) for s in target]
     run = f"{slug(variant.name)}-{seed}-{steps}{labelled(triples)}-{digest(cfg)}"
     folder = out / "runs" / run
@@ -223,12 +227,12 @@ def adapt(
 
 
 CORRUPTED, CLEAR = Measure("corrupted", "1 - delta1"), Measure("clear", "1 - delta1")
-# A corruption in which even true depth does not reach this is one that its labels cannot mend.
+# If even true depth as the teacher does not reach this, labels cannot repair the corruption either.
 REACHED = 0.45
 
 
 def design(targets: Sequence[str]) -> Design:
-    """The claims, and a gate for each corruption: what true depth as the teacher reaches."""
+    """Return the claims, and a gate for each corruption on the run with true depth as teacher."""
     names = list(targets) if len(targets) > 1 else [CORRUPTED.part]
     return Design(
         claims=(
@@ -259,8 +263,9 @@ def design(targets: Sequence[str]) -> Design:
 
 
 def stretched(samples: Sequence[Sample], like: Sequence[Sample]) -> list[Sample]:
-    """The same images with the mean and spread that those of `like` have on average, channel by
-    channel: what a fixed rule brings without any learning.
+    """Return the images with the average mean and standard deviation of `like`, per channel.
+
+    The reference of a fixed rule without any learning.
     """
     pixels = [s.image.reshape(-1, 3).astype(np.float32) for s in like]
     mean = np.mean([p.mean(axis=0) for p in pixels], axis=0)
@@ -275,7 +280,7 @@ def stretched(samples: Sequence[Sample], like: Sequence[Sample]) -> list[Sample]
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """The command line of `study westar`."""
+    """Add the options of `study westar`."""
     add_run_options(parser)
     parser.add_argument(
         "--target",
@@ -309,7 +314,7 @@ def _westar_study(args: argparse.Namespace) -> Study:
 
     @functools.cache
     def corrupted(purpose: str, target: str) -> list[Sample]:
-        """The images to judge by, or to learn from."""
+        """Return the corrupted images to judge on (purpose judge) or to learn from."""
         return corrupted_images(judge if purpose == "judge" else learn, target, args.severity)
 
     def make(name: str, seed: int) -> dict[str, F64]:
@@ -334,7 +339,7 @@ def _westar_study(args: argparse.Namespace) -> Study:
     parts |= {part: Part(list(groups) * len(targets)) for part in ("corrupted", "clear")}
     name = f"{'-'.join(args.target)}-{kind}-{steps}{labelled(args.triples)}{named_by(args.set)}"
     plan, common = design(targets), settings(args.set)
-    unseeded = (SOURCE, *plan.control, CEILING, *BASELINES)  # of the ceiling one run will do
+    unseeded = (SOURCE, *plan.control, CEILING, *BASELINES)  # one run of the ceiling is enough
     rows = [v.name for v in WESTAR if v.name not in plan.references()]
     folder = args.out / args.study / f"{name}{'-choose' if args.choose else ''}"
     return Study(
@@ -343,12 +348,12 @@ def _westar_study(args: argparse.Namespace) -> Study:
 
 
 def joined(corrupted: dict[str, F64], clear: dict[str, F64]) -> dict[str, F64]:
-    """The errors by corruption, where there are several, and of all of them together."""
+    """Return the errors of all corruptions together and, if there are several, of each."""
     each = corrupted if len(corrupted) > 1 else {}
     together = {"corrupted": corrupted, "clear": clear}
     return {**each, **{part: np.concatenate(list(e.values())) for part, e in together.items()}}
 
 
 def command(args: argparse.Namespace, console: Console) -> None:
-    """Run what is missing and print the report. Raises TrainingError for an unknown corruption."""
+    """Do the missing runs and print the report. Raises TrainingError for an unknown corruption."""
     run_study(_westar_study(args), args, console)
