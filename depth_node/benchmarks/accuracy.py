@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Accuracy benchmark: recorded frames, the same points for every method, held-out truth.
+"""Accuracy benchmark on recorded frames: the same points for every method, held-out truth.
 
-Sparse points are drawn from the truth of a frame and never scored. Every method gets the same
+Sparse points are drawn from the truth of a frame and are never scored. Every method gets the same
 prediction, the same points and the same regions. Scores are averaged over the frames and seeds of a
 source, then over the sources, because the frames of one source are similar.
 
 Conditions
-    points      N known pixels, uniformly at random
-    lines       rows in bands of 3 pixels, one band of K measured, the others scored
-    scan        what a level planar laser scanner below the camera hits
+    points      N pixels of known depth are measured, drawn uniformly at random
+    lines       rows form bands of 3 pixels; one band of K is measured, the others are scored
+    scan        the pixels that a level planar laser scanner below the camera hits are measured
     noise       clean, or noisy: 2 % range noise and 5 % outliers of 0.4 to 2 times the range
-    calibration measured pixels moved by so many pixels in one direction, the same for the frame
+    calibration measured pixels are displaced by a number of pixels, in one direction for a frame
 
 Methods besides those of depth_node.fitting (paper mode; sensor mode with the suffix `_robust`)
     constant    median of the points
-    idw         the points without a network: inverse distance weighting of the 4 nearest
+    idw         no network: inverse distance weighting of the 4 nearest points
 """
 
 from __future__ import annotations
@@ -63,26 +63,27 @@ OUTLIER_FRACTION = 0.05
 OUTLIER_RANGE = (0.4, 2.0)
 IDW_NEIGHBOURS = 4
 IDW_POWER = 2.0
-MIN_SCORED_FRACTION = 0.1  # of the known pixels; with less a frame is left out
-_NOISE_STREAM, _SHIFT_STREAM = 101, 102  # random streams besides that of the split
+MIN_SCORED_FRACTION = 0.1  # of the known pixels; a frame with fewer left to score is skipped
+_NOISE_STREAM, _SHIFT_STREAM = 101, 102  # random streams, separate from that of the split
 
 
 class DepthPredictor(Protocol):
-    """Protocol of a network that gives a prediction for an image, such as DepthModel."""
+    """Protocol of a network that predicts relative depth from an image, such as DepthModel."""
 
     def predict(self, image: NDArray[np.uint8], /) -> Prediction:
-        """(H, W, 3) uint8 RGB image -> prediction (H, W)."""
+        """Return the prediction (H, W) for an RGB image (H, W, 3) uint8."""
         ...
 
 
 @dataclass(frozen=True)
 class AccuracyRow:
-    """Scores of one method on one frame under one condition, over the answered scored pixels.
+    """Scores of one method on one frame under one condition, over the scored pixels with an answer.
 
     points: number of measured points. pattern: "uniform", "lines_K" or "scan". rmse in metres.
-    coverage95: fraction of the scored pixels inside the stated 95 % interval, NaN for a method
-    without one. answered: fraction of the scored pixels with a depth. ms: time of the fit alone,
-    without network and segmentation; NaN for idw, which computes the scored pixels only.
+    coverage95: fraction of the scored pixels whose truth is inside the stated 95 % interval, NaN
+    for a method that states none. answered: fraction of the scored pixels that get a depth. ms:
+    time of the fit alone, without network and segmentation; NaN for idw, which computes only the
+    scored pixels.
     """
 
     source: str
@@ -100,7 +101,7 @@ class AccuracyRow:
     ms: float
 
     def as_dict(self) -> dict[str, Any]:
-        """The values for JSON; NaN, which JSON does not have, becomes None."""
+        """Return the values for JSON; NaN becomes None, because JSON has no NaN."""
         return {
             name: None if isinstance(value, float) and math.isnan(value) else value
             for name, value in asdict(self).items()
@@ -108,44 +109,46 @@ class AccuracyRow:
 
     @property
     def condition(self) -> str:
-        """Short name of the condition: `250`, `lines_4`, with noise `250n`, `lines_4n`."""
+        """Short name of the condition: `250` or `lines_4`, with noise `250n` or `lines_4n`."""
         pattern = str(self.points) if self.pattern == "uniform" else self.pattern
         return pattern + ("" if self.noise == "clean" else "n")
 
 
 @dataclass(frozen=True)
 class AccuracyReport:
-    """All rows, notes for the reader of their averages, and the time of the segmentation."""
+    """All rows, notes that qualify their averages, and the median time of the segmentation, ms."""
 
     rows: list[AccuracyRow]
     notes: list[str] = field(default_factory=list)
     segmentation_ms: float = math.nan
 
     def as_dict(self) -> dict[str, Any]:
-        """The values for JSON."""
+        """Return the rows and the notes for JSON."""
         return {"rows": [row.as_dict() for row in self.rows], "notes": self.notes}
 
 
 def known_methods() -> tuple[str, ...]:
-    """All names of methods of run_accuracy."""
+    """Return the names of all methods that run_accuracy can score."""
     robust = tuple(f"{method}{ROBUST}" for method in fitting.METHODS if method != "field")
     return (*OWN_METHODS, *fitting.METHODS, *robust)
 
 
 def check_methods(methods: Sequence[str]) -> None:
-    """Raise ValueError for a name that is none of known_methods()."""
+    """Raise ValueError if no name is given or one of them is not in known_methods()."""
     _check_names("method", methods, known_methods())
 
 
 def default_methods() -> tuple[str, ...]:
-    """The baselines of the protocol, the paper's methods in both modes, and the field."""
+    """Return the baselines of the protocol, the paper's methods in both modes, and the field."""
     named = ("constant", "global_depth", "global_disparity", "idw", "slf", "ssf")
     own = ("field",) if "field" in fitting.METHODS else ()
     return (*named, "slf_robust", "ssf_robust", *own)
 
 
 def fit_config(method: str) -> FitConfig:
-    """Settings of the fit of a method: paper mode; sensor mode with `_robust` and for `field`."""
+    """Return the fit settings of a method: sensor mode for `field` and for names that end in
+    `_robust`, paper mode for the others.
+    """
     if method.endswith(ROBUST):
         return FitConfig(method=method[: -len(ROBUST)], mode="sensor")
     return FitConfig(method=method, mode="sensor" if method == "field" else "paper")
@@ -158,7 +161,10 @@ def fit_method(
     labels: Labels | None,
     image: NDArray[np.uint8],
 ) -> FitResult:
-    """The fit of a method as a robot has it: the field is refined."""
+    """Fit by a method as on a robot, where the field is refined by a second network.
+
+    labels: (H, W) regions, or None. image: (H, W, 3) uint8 RGB.
+    """
     config = fit_config(method)
     refiner = refiner_for(config)
     return fit(prediction, points, labels, image=image, config=config, refiner=refiner)
@@ -181,12 +187,13 @@ def run_accuracy(
 ) -> AccuracyReport:
     """Score methods on frames under every combination of the conditions.
 
-    sources: frames, sources or folders of sources. predictor: a network, or the
-    NAME of the predictions stored beside the frames. methods: known_methods(), default
-    default_methods(). lines: measure one of this many scan lines too, 0 = no lines. scan_below_m:
-    measure with a planar scanner so far below the camera too, None: no scan. labels: regions from
-    the image (classical), from the frame's masks where it has them (masks), or none.
-    on_frame: called with the name of every frame when it is done.
+    sources: frames, sources or folders of sources. predictor: a network, or the NAME of the
+    predictions stored beside the frames. methods: names from known_methods(); empty means
+    default_methods(). points: numbers of measured points. lines: also measure one of this many scan
+    lines; 0 leaves this condition out. scan_below_m: also measure with a planar scanner this far
+    below the camera, m; None leaves this condition out. labels: take the regions from the image
+    (classical), from the frame's masks where it has them (masks), or use none. on_frame: called
+    with the name of every frame when it is done.
 
     Raises FrameError if a frame cannot be used, ValueError for a wrong argument.
     """
@@ -201,7 +208,7 @@ def run_accuracy(
     segmentation_ms = []
     _warm_up(methods)
     for frame, prediction in predicted(sources, predictor, on_frame):
-        # Derived maps are made once per frame and do not count for a method's time.
+        # Compute the derived maps here, once per frame, so that no method's time includes them.
         prediction.relative_depth(), prediction.disparity()
         begin = time.perf_counter()
         regions = _regions(frame, prediction, labels, segmentation)
@@ -226,7 +233,9 @@ def predicted(
     predictor: DepthPredictor | str,
     on_frame: Callable[[str], None] | None = None,
 ) -> Iterator[tuple[RecordedFrame, Prediction]]:
-    """Yield every frame of the sources with its prediction; then call on_frame with its name."""
+    """Yield every frame of the sources with its prediction; call on_frame with its name when the
+    caller asks for the next.
+    """
     for folder in dict.fromkeys(path for source in sources for path in find_frames(source)):
         frame = read_frame(folder)
         if isinstance(predictor, str):
@@ -238,7 +247,7 @@ def predicted(
 
 
 def _warm_up(methods: Iterable[str]) -> None:
-    """Run every method once, so that loading and compiling do not count for its time."""
+    """Run every method once, so that no measured time includes loading and compiling."""
     values = np.linspace(1, 2, 48 * 64, dtype=np.float32).reshape(48, 64)
     rows, cols = np.divmod(np.arange(0, 48 * 64, 61), 64)
     points = SparseDepth.from_arrays(rows, cols, values[rows, cols])
@@ -253,7 +262,7 @@ def _warm_up(methods: Iterable[str]) -> None:
 def disturbed(
     frame: RecordedFrame, points: SparseDepth, noise: str, calibration_px: float, seed: int
 ) -> SparseDepth:
-    """The points with range noise, outliers and displaced pixels, as of a real sensor."""
+    """Return the points with range noise, outliers and displaced pixels, like a real sensor's."""
     rows, cols, depth = points.rows, points.cols, points.depth.astype(np.float64)
     if noise == "noisy":
         rng = frame_seed(frame, seed, _NOISE_STREAM, len(points))
@@ -272,7 +281,7 @@ def disturbed(
 
 @dataclass(frozen=True)
 class Interpolation:
-    """Inverse distance weighting of the nearest points at given pixels; index, weight: (n, k)."""
+    """Inverse distance weighting of the k nearest points at n pixels; index, weight: (n, k)."""
 
     index: NDArray[np.intp]
     weight: NDArray[np.float64]
@@ -285,22 +294,27 @@ class Interpolation:
         cols: NDArray[np.integer],
         neighbours: int = IDW_NEIGHBOURS,
     ) -> Interpolation:
-        """Neighbours and weights (n, k) of pixels (rows, cols), (n,) each; exact at a point."""
+        """Find neighbours and weights (n, k) for the pixels (rows, cols), (n,) each.
+
+        At the pixel of a point the interpolation returns that point's value.
+        """
         tree = cKDTree(np.stack([points.rows, points.cols], axis=1))
         count = min(neighbours, len(points))
-        # k as a list keeps the neighbour axis even for one neighbour.
+        # A list as k keeps the axis of the neighbours even when there is only one.
         pixels = np.stack([rows, cols], axis=1)
         distance, index = tree.query(pixels, k=list(range(1, count + 1)))
         weight = 1 / np.maximum(distance, 1e-6) ** IDW_POWER
         return cls(np.asarray(index), weight / weight.sum(axis=1, keepdims=True))
 
     def __call__(self, depth: NDArray[np.floating]) -> NDArray[np.float32]:
-        """Interpolated depth at the pixels, (n,) float32 m, from the depth of the points."""
+        """Interpolate the depth of the points, (N,) m, at the pixels: (n,) float32 m."""
         return np.einsum("ij,ij->i", self.weight, depth[self.index]).astype(np.float32)
 
 
 def averaged(rows: Iterable[AccuracyRow], score: str) -> dict[tuple[str, str], float]:
-    """(method, condition) -> mean over sources of the mean over a source's frames and seeds."""
+    """Average one score by (method, condition): over a source's frames and seeds, then over the
+    sources.
+    """
     means = Means()
     for row in rows:
         means.add(row.method, row.condition, row.source, getattr(row, score))
@@ -308,7 +322,7 @@ def averaged(rows: Iterable[AccuracyRow], score: str) -> dict[tuple[str, str], f
 
 
 def tables(report: AccuracyReport) -> list[Table]:
-    """Tables of averages: every score by condition, and AbsRel of every source."""
+    """Return the tables of averages: every score by condition, and AbsRel of every source."""
     rows = report.rows
     result = [_table(rows, "abs_rel", "AbsRel, mean over sources", 4)]
     base = averaged(rows, "abs_rel")
@@ -399,7 +413,7 @@ def _score(
             if method == "constant" and len(points):
                 depth = np.full(len(rows), np.median(points.depth), np.float32)
             elif method == "idw" and len(points):
-                # Noise does not move points, so the neighbours are the same for all kinds of noise.
+                # Noise changes depths, not pixels: the neighbours are the same for all its kinds.
                 interpolation = interpolation or Interpolation.of(points, rows, cols)
                 depth = interpolation(points.depth)
             elif method not in OWN_METHODS:
@@ -420,7 +434,7 @@ def _score(
                 rmse=scores.rmse,
                 coverage95=coverage(depth, std, truth),
                 answered=scores.answered,
-                # Rows share the neighbours of the interpolation, so one row has no time of its own.
+                # Rows share the neighbour search, so its time cannot be assigned to one of them.
                 ms=math.nan if method == "idw" else elapsed_ms,
             )
 

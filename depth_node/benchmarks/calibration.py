@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the extrinsics monitor and `depth_tools calibrate` find, on walks with exact truth."""
+"""Benchmark of the extrinsics monitor and `depth_tools calibrate` on rendered walks, where the
+truth is exact.
+"""
 
 from __future__ import annotations
 
@@ -31,20 +33,21 @@ from depth_node.geometry.rigid import invert_rigid
 from depth_node.simulation.walk import T_CAMERA_LIDAR
 
 SEEDS = tuple(range(110, 120))
-"""Rooms that are reported; the constants of depth_node.calibration were chosen on rooms 0 to 7."""
+"""Reported rooms; the constants of depth_node.calibration were chosen on others, rooms 0 to 7."""
 FRAMES = 100
 CASES = ("right", "pitch", "yaw", "roll", "x", "y", "time", "yaw+pitch", "yaw+x")
 WITHOUT_ODOMETRY = ("right", "time")
-"""Cases that are also tried where the image's own motion is all that is known of it."""
-NAMED = 0.3  # of the value
+"""Cases that are also tried without odometry; the monitor then knows the motion from images only.
+"""
+NAMED = 0.3  # largest error of a fault's value that counts as found, as a fraction of the value
 F64 = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class MonitorCase:
-    """A walk of 100 frames with one fault, or two at once: what the monitor said at its end.
+    """The monitor's verdict at the end of a walk with no fault, one, or two at once.
 
-    findings: what it said after each frame, from the first verdict on.
+    findings: its finding after each frame, from the first verdict on.
     """
 
     walk: str
@@ -56,17 +59,17 @@ class MonitorCase:
 
     @property
     def found(self) -> list[float]:
-        """Each fault's size as found, of its true size; NaN where none was looked for."""
+        """Each fault's estimated size divided by its true size; NaN without a correction."""
         axes = [AXES.index(name) for name in self.case.split("+") if name in AXES]
         if self.verdict.correction is None:
             return [float("nan")] * len(axes)
-        # T was turned by +UNIT, so the correction is -UNIT; a late LiDAR's offset is +LATE_S.
+        # The pose was moved by +UNIT, so the correction is -UNIT; a late LiDAR's offset is +LATE_S.
         sign = 1.0 if self.case == "time" else -1.0
         return [float(sign * self.verdict.correction[axis] / UNIT[axis]) for axis in axes]
 
     @property
     def named(self) -> bool:
-        """Called wrong, with the value of each fault within 30 %."""
+        """Whether the monitor says "wrong" and gives each fault's value within 30 %."""
         near = all(abs(ratio - 1) <= NAMED for ratio in self.found)
         return self.verdict.finding is Finding.WRONG and near
 
@@ -74,7 +77,9 @@ class MonitorCase:
 def faulty_frames(
     walk: RenderedWalk, lines: int, case: str, odometry: bool = True
 ) -> list[FrameInput]:
-    """The walk with 1 degree, 5 cm or 50 ms of error along an axis or several, or "right"."""
+    """Return the frames of the walk with an error of 1 degree, 5 cm or 50 ms along each axis that
+    `case` names; `right` means no error.
+    """
     if case == "right":
         return walk.frames(lines, odometry=odometry)
     if case == "time":
@@ -88,7 +93,7 @@ def faulty_frames(
 
 
 def monitor_case(walk: RenderedWalk, lines: int, case: str, odometry: bool = True) -> MonitorCase:
-    """What the monitor says after the frames of a walk with a fault."""
+    """Run the monitor over the frames of a walk with the fault that `case` names."""
     watch = ExtrinsicsWatch()
     findings = []
     for frame in faulty_frames(walk, lines, case, odometry):
@@ -100,7 +105,10 @@ def monitor_case(walk: RenderedWalk, lines: int, case: str, odometry: bool = Tru
 
 @dataclass(frozen=True)
 class CalibrateCase:
-    """A walk whose stated pose is 5 degrees and 10 cm off: error (7,) that is left, rad, m, s."""
+    """Calibration from a walk whose stated LiDAR pose is 5 degrees and 10 cm off.
+
+    error: (7,) that remains: rotation vector in rad, translation in m, time offset in s.
+    """
 
     walk: str
     lines: int
@@ -110,22 +118,22 @@ class CalibrateCase:
 
     @property
     def angle_deg(self) -> float:
-        """Angle that is left."""
+        """Angle of the remaining rotation, degrees."""
         return float(np.rad2deg(np.linalg.norm(self.error[:3])))
 
     @property
     def distance_m(self) -> float:
-        """Translation that is left."""
+        """Length of the remaining translation, m."""
         return float(np.linalg.norm(self.error[3:6]))
 
     @property
     def good(self) -> bool:
-        """Within .15 degrees and 3 cm of the truth."""
+        """Whether the pose is within 0.15 degrees and 3 cm of the truth."""
         return self.angle_deg < 0.15 and self.distance_m < 0.03
 
 
 def calibrate_case(walk: RenderedWalk, lines: int, late: bool, seed: int) -> CalibrateCase:
-    """Calibrate from 5 degrees and 10 cm off, in directions drawn from a seed."""
+    """Calibrate from a pose 5 degrees and 10 cm off, in directions drawn from the seed."""
     rng = np.random.default_rng(seed)
     turn, shift = rng.standard_normal((2, 3))
     off = np.zeros(7)
@@ -142,7 +150,7 @@ def calibrate_case(walk: RenderedWalk, lines: int, late: bool, seed: int) -> Cal
 
 
 def monitor_ms(walk: RenderedWalk, lines: int, case: str) -> float:
-    """Processor time of the monitor per frame of 640x480, on one core, in ms."""
+    """Return the monitor's processor time per frame of 640x480, on one core, in ms."""
     frames = []
     for frame in faulty_frames(walk, lines, case):
         image = np.asarray(cv2.resize(frame.image, (640, 480)), np.uint8)
@@ -166,7 +174,9 @@ def study(
     frames: int = FRAMES,
     on_step: Callable[[str], None] = lambda text: None,
 ) -> list[Table]:
-    """All tables. cache: folder for the rendered walks; on_step is called after each walk."""
+    """Return all tables. cache: folder that keeps the rendered walks; on_step: called after each
+    walk with its name.
+    """
     cases: list[MonitorCase] = []
     calibrated: list[CalibrateCase] = []
     speeds: list[list[str]] = []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rendered walks with an exactly known LiDAR pose and time, to judge the calibration by."""
+"""Rendered walks with an exactly known LiDAR pose and time, by which calibration is evaluated."""
 
 from __future__ import annotations
 
@@ -19,19 +19,20 @@ from depth_node.simulation.viewpoints import camera_path
 from depth_node.simulation.walk import T_CAMERA_LIDAR
 
 CAMERA = Camera(320, 240, 256.0, 256.0, 159.5, 119.5)
-STEP_S = 0.05  # poses of the walk; every second one is an image, at 10 Hz
-LOOP_STEPS = 800  # a walk of some 9 m through a room in 40 s
+STEP_S = 0.05  # between poses of the walk; every second pose has an image, at 10 Hz
+LOOP_STEPS = 800  # of a loop of some 9 m through a room, in 40 s
 LATE_S = 0.05
 LINES = (16, 64)
-VERSION = 2  # of what is stored
+VERSION = 2  # of the stored walks: raise it when what is rendered changes
 
 
 @dataclass(frozen=True)
 class RenderedWalk:
-    """Images (F, H, W, 3) of a walk, its poses (F, 4, 4), and the LiDAR's points of each image.
+    """Images (F, H, W, 3) of a walk, its camera poses (F, 4, 4), and the scans of each image.
 
-    points: by (lines, late) lists of F arrays (n, 3): measured at the image's time, or LATE_S
-    after it. The LiDAR's pose in the camera is simulation.walk.T_CAMERA_LIDAR.
+    points: by (lines, late) a list of F arrays (n, 3) in the LiDAR frame, m: measured at the
+    image's time (late False) or LATE_S after it (late True). The LiDAR's pose in the camera frame
+    is simulation.walk.T_CAMERA_LIDAR.
     """
 
     name: str
@@ -47,7 +48,9 @@ class RenderedWalk:
         T_camera_lidar: NDArray[np.float64] = T_CAMERA_LIDAR,
         odometry: bool = True,
     ) -> list[FrameInput]:
-        """The frames as a node would have them, with the LiDAR's stated pose (4, 4)."""
+        """Return the frames as a node would receive them, with the stated pose T_camera_lidar
+        (4, 4).
+        """
         return [
             FrameInput(
                 image,
@@ -64,7 +67,9 @@ class RenderedWalk:
 
 
 def walk_poses(scene: Scene, seed: int, count: int) -> NDArray[np.float64]:
-    """T_world_camera (count, 4, 4) every STEP_S: a loop through the room, looking to and fro."""
+    """Return T_world_camera (count, 4, 4) every STEP_S, on a loop through the room with a camera
+    that swings from side to side.
+    """
     poses = camera_path(scene, LOOP_STEPS, seed)[:count]
     time_s = STEP_S * np.arange(len(poses))
     phase = np.random.default_rng([seed, 31]).uniform(0, 2 * np.pi, 3)
@@ -78,7 +83,9 @@ def walk_poses(scene: Scene, seed: int, count: int) -> NDArray[np.float64]:
 
 
 def render_sequence(name: str, scene: Scene, poses: NDArray[np.float64]) -> RenderedWalk:
-    """Render every second pose (2 F + 1, 4, 4), and both LiDARs there and at the pose after it."""
+    """Render F images from poses (2 F + 1, 4, 4): at every second pose an image and the scans of
+    both LiDARs, and at the pose after it the late scans.
+    """
     patterns = {
         lines: LidarPattern(
             lines, azimuth_steps=300, horizontal_fov_deg=(-60.0, 60.0), range_noise_m=0.01
@@ -98,7 +105,7 @@ def render_sequence(name: str, scene: Scene, poses: NDArray[np.float64]) -> Rend
 
 
 def room_sequence(seed: int, frames: int, cache: Path | None = None) -> RenderedWalk:
-    """A walk through the furnished room of a seed; read from the cache if it is there."""
+    """Return a walk through the furnished room of a seed; read it from the cache if it is there."""
     path = None if cache is None else cache / f"room_{seed}_{frames}_v{VERSION}.npz"
     if path is not None and path.is_file():
         return _read(path)
@@ -110,7 +117,7 @@ def room_sequence(seed: int, frames: int, cache: Path | None = None) -> Rendered
 
 
 def bare_wall_sequence(frames: int) -> RenderedWalk:
-    """A drive along a wall of an empty room: no depth discontinuity at all."""
+    """Return a drive along a wall of an empty room, where no depth discontinuity is in view."""
     furnished = Scene.random(0).room
     room = dataclasses.replace(furnished, half=np.array([6.0, 6.0, 4.0]), primitives=())
     poses = np.tile(np.eye(4), (2 * frames + 1, 1, 1))

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Several cameras: one process for all against a process for each, and one camera alone.
+"""Benchmark of several cameras: one process for all, a process for each, and one camera alone.
 
-All over ROS 2, with the same load: a LiDAR of 10 Hz, and cameras that send the next image when the
-depth of the last has come. Arrangements take turns. Processor time a frame is what other processes
-of the machine disturb least.
+All run over ROS 2 under the same load: a LiDAR at 10 Hz, and cameras that send the next image when
+the depth of the last one has arrived. The arrangements take turns, so that other processes disturb
+them alike. Processor time per frame is the measure that other processes disturb least.
 """
 
 from __future__ import annotations
@@ -35,10 +35,11 @@ PATIENCE_S = 180.0
 
 @dataclass
 class Arrangement:
-    """Which cameras share a process, and what was measured, an entry a turn.
+    """Cameras grouped by process, and the measurements: one entry per turn.
 
-    memory: (resident, proportional share) in MiB of all its processes. cpu_ms, rate: of all
-    cameras. latency_ms: of each frame, sending to depth in the listener.
+    rate: frames/s of all cameras together. slowest: frames/s of the slowest camera. cpu_ms:
+    processor time per frame. memory: (resident, proportional share) of all processes, MiB.
+    latency_ms: one entry per frame, from sending the image to receiving its depth.
     """
 
     title: str
@@ -51,16 +52,17 @@ class Arrangement:
 
     @property
     def cameras(self) -> list[str]:
-        """All of them."""
+        """All cameras, of every process."""
         return [camera for group in self.processes for camera in group]
 
 
 def measure(
     count: int, seconds: float, turns: int, parameters: dict[str, Any], progress: Progress
 ) -> list[Table]:
-    """Rates, processor time and memory of one camera, of `count` in one process, and in `count`.
+    """Measure one camera, `count` cameras in one process, and `count` cameras in `count` processes.
 
-    parameters: of every node, nested as in a parameter file. Raises DemoError if a process ends.
+    seconds: length of a turn. turns: of each arrangement. parameters: of every node, nested as in a
+    parameter file. Raises DemoError if a process ends early or no depth arrives.
     """
     names = [f"camera{number}" for number in range(count)]
     arrangements = [
@@ -109,7 +111,8 @@ def _turn(
                 command = ["depth_node.ros.main", "--ros-args", "-r", f"__ns:=/{group[0]}",
                            "-r", "points:=/lidar/points"]  # fmt: skip
             command = ["-m", *command, "--params-file", str(files)]
-            # All in one session: Linux shares the processor out by sessions first (autogroups).
+            # All in one session, because Linux first divides the processor among sessions
+            # (autogroups), which would favour the arrangement of several processes.
             nodes.append(Child(f"node{number}", command, folder, env, own_session=False))
             stack.callback(nodes[-1].end)
         command = ["-m", "depth_node.ros.camera_load", "--frames", str(frames), "--cameras",
@@ -141,7 +144,7 @@ def _turn(
 def _await(
     awaited: str, children: Sequence[Child], events: queue.Queue[tuple[str, dict[str, Any]]]
 ) -> dict[str, Any]:
-    """The event of this name. Raises DemoError if a process ends or fails before."""
+    """Return the awaited event; raise DemoError if a process ends or fails before it arrives."""
     end = time.monotonic() + PATIENCE_S
     while True:
         try:
@@ -157,13 +160,16 @@ def _await(
 
 
 def _cpu_s(pid: int) -> float:
-    """Processor time of a process so far."""
+    """Return the processor time of a process so far, user and system, s."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _memory_mib(pid: int) -> tuple[float, float]:
-    """Resident memory of a process, and that with what it shares divided by those who share it."""
+    """Return a process's resident memory and its proportional set size, MiB.
+
+    The latter divides each shared page by the number of processes that share it.
+    """
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     kib = {line.split(":")[0]: int(line.split()[1]) for line in lines[1:]}
     return kib["Rss"] / 1024, kib["Pss"] / 1024

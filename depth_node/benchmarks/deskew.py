@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What it is worth, and what it costs, to move each LiDAR point by its own time, and to the time of
-the row in which a rolling shutter sees it."""
+"""Benchmark of deskewing: what it gains and costs to move each LiDAR point by its own time, and to
+the time of the image row in which a rolling shutter sees it.
+"""
 
 from __future__ import annotations
 
@@ -32,15 +33,17 @@ from depth_node.simulation.walk import T_CAMERA_LIDAR
 Pose = Callable[[float], NDArray[np.float64]]  # T_world_camera (4, 4) by seconds from the stamp
 
 SEEDS = (31, 32, 33, 34, 35, 36)
-VIEWS = 4  # of each room
+VIEWS = 4  # in each room
 SPEED_M_S, TURN_RAD_S = 10.0, 1.0
 POINTS = 130_000
 SCALE = 10.0
-"""A rendered room of ten times its size is as deep as a road, where a robot may drive so fast."""
+"""Metres per unit of a rendered room, which is then as deep as a road: a robot may drive this fast
+there.
+"""
 READOUT_S = 0.03
-"""From the first row to the last; 15 to 30 ms are usual."""
+"""Time from the first row to the last; 15 to 30 ms are usual."""
 _PERIOD_S = 0.1
-_LOOKS_S = _PERIOD_S / 2  # after the stamp it looks ahead
+_LOOKS_S = _PERIOD_S / 2  # after the stamp: the LiDAR then looks ahead
 _TF_S = 0.01
 _STAMP_NS = 1_000_000_000
 _LOOKS_NS = _STAMP_NS + round(1e9 * _LOOKS_S)
@@ -50,12 +53,12 @@ _LIDAR = LidarPattern(16, 1800, horizontal_fov_deg=(-50.4, 50.4), range_noise_m=
 
 @dataclass(frozen=True)
 class SpinningView:
-    """An image, the truth of its depth, and what a turning LiDAR measured about that time.
+    """An image (H, W, 3), its true depth (H, W) m, and the scans of a spinning LiDAR around it.
 
-    still: measured by a robot that stands. moving: by one that drives and turns by `pose` (its
-    translation in units of SCALE metres). aside: by one that stands where that one is at half the
-    scan: what is hidden from the camera there is all that differs. The image is of the scan's
-    stamp, taken at once.
+    still: scan of a robot that stands. moving: scan of a robot that moves by `pose` (translation in
+    units of SCALE metres). aside: scan of a robot that stands where the moving one is in the middle
+    of its scan; it differs from still only in what is hidden from the camera. The image is taken at
+    the scan's stamp, all rows at once.
     """
 
     source: str
@@ -74,7 +77,10 @@ class SpinningView:
         image: NDArray[np.uint8] | None = None,
         shutter: RollingShutter | None = None,
     ) -> FrameInput:
-        """The observation that node and bag reader make of a scan."""
+        """Return the observation that the node and the bag reader make from a scan.
+
+        since: T_now_then (4, 4) of the camera by time, ns. image: (H, W, 3), default the view's.
+        """
         points, T_camera_lidar = moved_scan(scan, T_CAMERA_LIDAR, since)
         if shutter is not None:
             points = shutter.seen(points, T_camera_lidar, _STAMP_NS, since)
@@ -82,19 +88,19 @@ class SpinningView:
         return FrameInput(image, _CAMERA, points, T_camera_lidar, ages(scan, _STAMP_NS))
 
     def read_row_by_row(self) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-        """Image and depth (H, W) m of a rolling shutter on the robot that drives."""
+        """Return image (H, W, 3) and depth (H, W) m of a rolling shutter on the moving robot."""
         rendered = render_rows(self.scene, _CAMERA, self.pose, READOUT_S)
         return rendered.image, np.float32(SCALE) * rendered.depth
 
     def since(self, then_ns: int) -> NDArray[np.float64]:
-        """T_now_then (4, 4) of the camera, from poses as TF has them."""
+        """Return T_now_then (4, 4) of the camera, interpolated between sampled poses as TF does."""
         tree = _recorded(self.pose, SCALE)
         now = invert_rigid(tree.look_up("odom", "camera", _STAMP_NS))
         return now @ tree.look_up("odom", "camera", then_ns)
 
 
 def spinning_views(seed: int, count: int = VIEWS) -> list[SpinningView]:
-    """Views of the room of a seed, with a robot that drives SPEED_M_S and turns TURN_RAD_S."""
+    """Return views of the room of a seed, from a robot at SPEED_M_S that turns at TURN_RAD_S."""
     scene = Scene.random(seed)  # in units of SCALE metres
     T_camera_lidar = T_CAMERA_LIDAR.copy()
     T_camera_lidar[:3, 3] /= SCALE
@@ -126,7 +132,7 @@ def spinning_views(seed: int, count: int = VIEWS) -> list[SpinningView]:
 
 
 def accuracy(pipeline: DepthPipeline, seeds: Sequence[int] = SEEDS) -> Table:
-    """AbsRel and coverage with a LiDAR that turns: on a robot that stands, on one that drives."""
+    """Score a spinning LiDAR on a standing and on a driving robot: AbsRel and coverage."""
     means = Means()
     for seed in seeds:
         for view in spinning_views(seed):
@@ -150,7 +156,7 @@ def accuracy(pipeline: DepthPipeline, seeds: Sequence[int] = SEEDS) -> Table:
 
 
 def rolling_accuracy(pipeline: DepthPipeline, seeds: Sequence[int] = SEEDS) -> Table:
-    """AbsRel and coverage with a camera that reads row by row, with points at their own times."""
+    """Score a rolling-shutter camera, with each point moved by its own time: AbsRel, coverage."""
     means = Means()
     shutter = RollingShutter(_CAMERA, READOUT_S)
     for seed in seeds:
@@ -206,7 +212,7 @@ def _accuracy_table(title: str, means: Means, notes: list[str]) -> Table:
 
 
 def speed(repeats: int = 0) -> Table:
-    """Processor time of the points' way into the image, without and with times of their own."""
+    """Measure the processor time from scan to pixels, without and with a time for each point."""
     rng = np.random.default_rng(0)
     points = rng.normal(0, 20, (POINTS, 3)).astype(np.float32)
     ticks = np.linspace(0, 1e9 * _PERIOD_S, POINTS).astype(np.uint32)
@@ -256,7 +262,7 @@ def _always(T_now_then: NDArray[np.float64]) -> Callable[[int], NDArray[np.float
 
 
 def _recorded(pose: Callable[[float], NDArray[np.float64]], scale: float = 1.0) -> TransformTree:
-    """Poses about the stamp as odometry publishes them."""
+    """Return a transform tree with poses around the stamp, sampled every _TF_S as by odometry."""
     tree = TransformTree()
     for step in range(-4, round(_PERIOD_S / _TF_S) + 5):
         T = pose(step * _TF_S)
@@ -268,7 +274,10 @@ def _recorded(pose: Callable[[float], NDArray[np.float64]], scale: float = 1.0) 
 def _free_drive(
     scene: Scene, T_world_camera: NDArray[np.float64], rng: np.random.Generator
 ) -> Pose:
-    """A drive in a random level direction that leads through free space during a scan."""
+    """Return a drive in a random level direction that stays in free space during a scan.
+
+    Raises ValueError if 100 directions are all blocked.
+    """
     for _ in range(100):
         heading = rng.uniform(-np.pi, np.pi)
         velocity = SPEED_M_S / SCALE * np.array([np.cos(heading), np.sin(heading), 0.0])

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How good is it on a robot's own drive: LiDAR points and lines held out, methods side by side.
+"""Accuracy on a robot's own recording: LiDAR points or lines are held out, methods compared.
 
-Every frame is judged by itself, without memory. Scores are of the held-out points that fall into
-the image and that nothing nearer hides, pooled over the frames. An error of the extrinsics or of
-the clocks moves used and held-out points alike and is invisible in them, so the extrinsics monitor,
-which compares with the images, runs over all frames beside them.
+Every frame is evaluated by itself, without memory. The scores pool the held-out points of all
+frames that fall into the image and that nothing nearer hides. An error of the extrinsics or of the
+clocks displaces used and held-out points alike, so the scores cannot show it; the extrinsics
+monitor, which compares the points with the images, therefore runs over all frames too.
 """
 
 from __future__ import annotations
@@ -38,14 +38,18 @@ from depth_node.regions.segmentation import segment
 
 METHODS = ("constant", "idw", "global_disparity", "ssf_robust", "field")
 BANDS_M = (0.0, 2.0, 5.0, 10.0, 20.0, 50.0, float("inf"))
-LEAST_SCORED = 20  # pixels of a frame; with fewer it says nothing
-LEAST_IN_BAND = 200  # pixels of all frames; a band with fewer is not shown
+LEAST_SCORED = 20  # pixels of a frame; a frame with fewer is not scored
+LEAST_IN_BAND = 200  # pixels of all frames; a range band with fewer is not shown
 FRAMES = 60
 
 
 @dataclass
 class Errors:
-    """Relative and absolute errors of held-out points, pooled; NaN answers are counted apart."""
+    """Pooled relative and absolute errors of held-out points; NaN answers are only counted.
+
+    relative: sum of relative errors. squared_m2: sum of squared errors, m^2. bounded: answers with
+    a standard deviation; inside: those of them whose 95 % interval contains the truth.
+    """
 
     pixels: int = 0
     answered: int = 0
@@ -60,7 +64,7 @@ class Errors:
         std: NDArray[np.floating],
         truth: NDArray[np.floating],
     ) -> None:
-        """Add points (n,): answer, its standard deviation and what was measured, in metres."""
+        """Add n points, (n,) m each: the answer, its standard deviation and the measured depth."""
         error = np.abs(depth - truth)
         known, bounded = np.isfinite(error), np.isfinite(error) & np.isfinite(std)
         self.pixels += len(truth)
@@ -71,7 +75,7 @@ class Errors:
         self.inside += int((error[bounded] <= NORMAL_95 * std[bounded]).sum())
 
     def as_dict(self) -> dict[str, float | int | None]:
-        """Scores for JSON; None where nothing is known."""
+        """Return the scores for JSON; a score without any value is None."""
         return {
             "pixels": self.pixels,
             "answered": self.answered / self.pixels if self.pixels else None,
@@ -83,8 +87,11 @@ class Errors:
 
 @dataclass
 class DriveReport:
-    """errors: by (condition, method, range band); the band "" holds all ranges. verdict: of the
-    extrinsics monitor. skipped: frames without enough held-out points.
+    """Result of drive_accuracy.
+
+    errors: by (condition, method, range band); the band "" holds all ranges. frames: scored frames.
+    skipped: frames with too few used or held-out points in the image. verdict: of the extrinsics
+    monitor.
     """
 
     errors: dict[tuple[str, str, str], Errors] = field(default_factory=dict)
@@ -94,7 +101,7 @@ class DriveReport:
 
     @property
     def warning(self) -> str:
-        """What the scores cannot show, and what the images say of it."""
+        """Sentence on the errors that the scores cannot show, with the monitor's verdict."""
         cure = {
             Finding.WRONG: "; correct it (`depth_tools calibrate`) before you believe these scores",
             Finding.CONSISTENT: "",
@@ -106,7 +113,7 @@ class DriveReport:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """The values for JSON."""
+        """Return the values for JSON."""
         rows = [
             {"condition": condition, "method": method, "band": band or "all", **errors.as_dict()}
             for (condition, method, band), errors in self.errors.items()
@@ -125,10 +132,10 @@ def drive_accuracy(
     stride: int = 1,
     on_frame: Callable[[], None] = lambda: None,
 ) -> DriveReport:
-    """Score methods on one of `stride` frames, under each way to hold points out.
+    """Score methods on every `stride`-th frame, under each way to hold points out.
 
-    methods: of depth_node.benchmarks.accuracy.known_methods(). on_frame: called after each frame.
-    Raises FrameError where no frame has held-out points in the image.
+    methods: names from depth_node.benchmarks.accuracy.known_methods(). on_frame: called after each
+    frame. Raises FrameError if no frame has enough held-out points in the image.
     """
     report, watch = DriveReport(), ExtrinsicsWatch()
     projection = ProjectionConfig()
@@ -195,7 +202,7 @@ def _answers(
     rows: NDArray[np.integer],
     cols: NDArray[np.integer],
 ) -> Iterator[tuple[str, tuple[NDArray[np.floating], NDArray[np.floating]]]]:
-    """(method, (depth, std)) at the pixels, (n,) m each."""
+    """Yield (method, (depth, std)) at the n pixels (rows, cols), (n,) m each."""
     labels: Labels | None = None
     nothing = np.full(len(rows), np.nan, np.float32)
     for method in methods:
@@ -222,8 +229,8 @@ def _band(index: int) -> str:
 
 
 def tables(report: DriveReport) -> list[Table]:
-    """Methods side by side for each way to hold points out, and `field` (or the last method) by
-    range.
+    """Return a table of the methods for each way to hold points out, and one of `field` (without
+    it, the last method) by range band.
     """
     conditions = list(dict.fromkeys(condition for condition, _, _ in report.errors))
     methods = list(dict.fromkeys(method for _, method, _ in report.errors))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Speed of method `field` against SSF, its own NumPy form and a pass over the image's memory."""
+"""Speed of method `field` against SSF, its own NumPy form and one pass over the image in memory."""
 
 from __future__ import annotations
 
@@ -35,16 +35,17 @@ FIELD = FitConfig(method="field", threads=1)
 SSF = FitConfig(method="ssf", mode="paper")
 SIZES = ((480, 640), (720, 1280))
 COUNTS = (50, 250, 1000, 2000, 10000)
-DENSE = (375, 1242, 8000)  # rows, columns and points of a LiDAR's full turn on the road
+DENSE = (375, 1242, 8000)  # rows, columns and points of a road recording with a full LiDAR turn
 THREAD_PROBLEMS = [(*size, count) for size in SIZES for count in (1000, 10000)] + [DENSE]
-QUIET = 10  # % of the repeats in which the least else was at work on the cores
-APART = 3  # frames of each thread that shares nothing, so that its start is a small part
+QUIET = 10  # quantile of the times in %: the repeats that other processes disturbed least
+APART = 3  # frames of each thread that shares nothing; several, so that its start counts little
 GROWTH_FRAMES = (20, 220)
 
 
 def speed(repeats: int = 0) -> list[Table]:
-    """Times in ms on one core of the field, SSF, the NumPy form, and a pass over memory; then what
-    threads gain."""
+    """Return a table of the times of the field, SSF, the NumPy form and a pass over memory on one
+    core, ms, and a table of what threads gain.
+    """
     with multiprocessing.get_context("spawn").Pool(1) as fresh:
         first = fresh.apply(first_calls)
     _warm_up()
@@ -73,7 +74,7 @@ def speed(repeats: int = 0) -> list[Table]:
 
 
 def _warm_up() -> None:
-    """Load or compile the loops and touch all that a frame needs: the first is no slower then."""
+    """Load or compile the loops and run two frames, so that the first measured one is no slower."""
     rng = np.random.default_rng(0)
     height, width, count = 480, 640, 300
     values = rng.uniform(1, 2, (height, width)).astype(np.float32)
@@ -89,11 +90,12 @@ def _warm_up() -> None:
 def threads_table(
     prediction: Prediction, labels: NDArray[np.integer], repeats: int, threads: int = 0
 ) -> Table:
-    """Times on the clock by one thread and by several: of a fit, of the neighbours and kriging of
-    all its nodes, and of as many such frames as there are threads, one for each, which share
-    nothing: what this machine gains from threads now.
+    """Compare the wall-clock times of one thread and of several.
 
-    labels: (H, W) of the prediction. threads: as fit.threads.
+    Three tasks: a fit; the neighbour search and kriging of all its nodes; and APART such frames for
+    each thread, which share nothing, as the gain that this machine allows at present.
+
+    labels: (H, W) of the prediction. threads: as fit.threads; 0 = the usual number.
     """
     threads = threads or usual_threads()
     body = []
@@ -119,7 +121,9 @@ def threads_table(
 
 
 def first_calls() -> list[float]:
-    """Times in ms of the warm-up, the first fit and the median of 20 more; then memory in MiB."""
+    """Return the times of the warm-up, of the first fit and the median of 20 more fits, ms; then
+    the memory after each of GROWTH_FRAMES, MiB.
+    """
     with one_core():
         begin = time.perf_counter()
         _warm_up()
@@ -135,7 +139,7 @@ def first_calls() -> list[float]:
 
 
 class SpeedProblem:
-    """A prediction with regions, and points on a smoothly distorted version of it.
+    """A prediction with regions, and points from a smoothly distorted version of its depth.
 
     labels: (H, W). image: (H, W, 3) uint8 RGB.
     """
@@ -158,7 +162,10 @@ class SpeedProblem:
         width: int,
         count: int,
     ) -> SpeedProblem:
-        """The problem of speed.fit_problem at another size and number of points."""
+        """Return a problem like speed.fit_problem's at another size and number of points.
+
+        labels: (H, W) of the prediction.
+        """
         size, nearest = (width, height), cv2.INTER_NEAREST
         values = np.asarray(cv2.resize(prediction.values, size, interpolation=nearest), np.float32)
         labels = np.asarray(cv2.resize(labels.astype(np.int32), size, interpolation=nearest))
@@ -173,7 +180,7 @@ class SpeedProblem:
         return cls(resized, labels, SparseDepth.from_arrays(rows, cols, depth), image)
 
     def fit(self, config: FitConfig, state: FieldState | None = None) -> FitResult:
-        """Fit one frame."""
+        """Fit one frame; with a state, the field remembers earlier frames."""
         labels = self.labels if config.method != "field" else None
         return fit(
             self.prediction,
@@ -186,7 +193,7 @@ class SpeedProblem:
         )
 
     def medians(self, repeats: int) -> dict[str, float]:
-        """Median processor time in ms of every way to fit; they take turns."""
+        """Return the median processor time of every way to fit, ms; the ways take turns."""
         state, clock = FieldState(), iter(range(1, 1_000_000))
 
         def remembered() -> FitResult:
@@ -200,7 +207,7 @@ class SpeedProblem:
             "with memory": remembered,
             "ssf": lambda: self.fit(SSF),
             "ssf robust": lambda: self.fit(FitConfig(method="ssf", mode="sensor")),
-            # The least that a method does: read prediction and image, write depth and std.
+            # The least work of any method: read prediction and image, write depth and std.
             "memory floor": lambda: (values * 2.0, values + 1.0, image.max()),
         }
         times = take_turns(parts, repeats)
@@ -208,8 +215,7 @@ class SpeedProblem:
         return {name: float(np.median(one.cpu)) for name, one in times.items()}
 
     def shared(self, threads: int) -> dict[str, Callable[[], object]]:
-        """A fit and its neighbours and kriging, by one thread and by several; and frames of these
-        that share nothing."""
+        """Return the tasks of threads_table: by one thread (alone) and by several (shared)."""
         points, alone, together = self.points, kernels("numba", 1), kernels("numba", threads)
         merged, _ = merge_points(points, self.prediction.shape)
         base, age_s = fit_base(self.prediction, merged), FIELD.field.age_s
@@ -235,7 +241,7 @@ class SpeedProblem:
         }
 
     def page_faults(self) -> float:
-        """Page faults of a fit with memory, a mean over some."""
+        """Return the mean number of minor page faults of a fit with memory, after a warm-up."""
         state = FieldState()
         frames, before = 10, 0
         for number in range(2 * frames):
@@ -246,7 +252,7 @@ class SpeedProblem:
         return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / frames
 
     def growth(self) -> list[float]:
-        """Memory of the process in MiB after GROWTH_FRAMES frames with memory; NaN off Linux."""
+        """Return the resident memory after each number of GROWTH_FRAMES, MiB; NaN without /proc."""
         state, memory_mib = FieldState(), []
         for number in range(max(GROWTH_FRAMES)):
             state.at((number + 1) * 100_000_000)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the gates take away: points far off the truth and others, on recorded frames with truth.
+"""Benchmark of the gates on recorded frames with truth: which wrong and right points they remove.
 
-A point is far off where it lies more than 20 % off the truth. Means over the frames and seeds of a
-source, then over the sources.
+A point is far off if its depth differs from the truth by more than 20 %. Means are over the frames
+and seeds of a source, then over the sources.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from depth_node.metrics import mean_over_sources
 from depth_node.recordings.frames import FrameError, split_lines, split_uniform
 
 FAR_OFF = 0.2  # of the truth
-MOST_LOST = 0.25  # of the points, which the gates may take away at most
+MOST_LOST = 0.25  # largest fraction of the points that gates may remove
 STDS = (0.05, 0.06, 0.07, 0.08, 0.1, 0.12, 0.15)
 CANDIDATES = tuple(GateConfig(max_std=std, cut_edges=cut) for std in STDS for cut in (True, False))
 
 
 @dataclass(frozen=True)
 class GateRow:
-    """One frame under one condition behind one gate, over its scored pixels.
+    """Result of one gate on one frame under one condition, over the scored pixels with a depth.
 
-    condition: number of points, or lines_K; n behind it: noisy. far_off_before, far_off_after:
-    fraction of the points given that are far off, without and with the gate. kept: fraction of the
-    points that pass it.
+    condition: number of points, or lines_K; the suffix n means noisy. far_off_before,
+    far_off_after: fraction of the output points that are far off, without and with the gate. kept:
+    fraction of the points that pass the gate.
     """
 
     source: str
@@ -46,7 +46,7 @@ class GateRow:
 
 @dataclass(frozen=True)
 class GateMeans:
-    """Means of rows over sources."""
+    """Means of the columns of GateRow over sources."""
 
     far_off_before: float
     far_off_after: float
@@ -54,7 +54,7 @@ class GateMeans:
 
     @property
     def left(self) -> float:
-        """What is left of the fraction of far-off points."""
+        """Fraction of far-off points with the gate divided by that without it."""
         return self.far_off_after / self.far_off_before
 
 
@@ -68,9 +68,10 @@ def run_gates(
     gates: Sequence[GateConfig] = (GateConfig(),),
     on_frame: Callable[[str], None] | None = None,
 ) -> list[GateRow]:
-    """Rows of every frame, condition and gate; the depth is that of method field.
+    """Return the rows of every frame, condition and gate; method `field` gives the depth.
 
-    Arguments as of accuracy.run_accuracy. Raises FrameError if a frame cannot be used.
+    See accuracy.run_accuracy for the arguments. Raises FrameError if a frame cannot be used, or if
+    no frame knows enough depths.
     """
     rows: list[GateRow] = []
     for frame, prediction in predicted(sources, predictor, on_frame):
@@ -111,7 +112,7 @@ def _row(
 
 
 def averaged(rows: Iterable[GateRow], condition: str = "") -> GateMeans:
-    """Means over sources of the rows of one condition, of all without one."""
+    """Average the rows of one condition over sources; without a condition, all rows."""
     chosen = [row for row in rows if condition in ("", row.condition)]
     columns = []
     for column in ("far_off_before", "far_off_after", "kept"):
@@ -123,14 +124,18 @@ def averaged(rows: Iterable[GateRow], condition: str = "") -> GateMeans:
 
 
 def choose(rows: Sequence[GateRow]) -> GateConfig:
-    """Of the gates in the rows that which leaves the fewest far-off points and loses few others."""
+    """Return the gate in the rows that leaves the smallest fraction of far-off points, among those
+    that remove less than MOST_LOST of the points; if none does, among all.
+    """
     means = {gate: averaged(r for r in rows if r.gate == gate) for gate in {r.gate for r in rows}}
     allowed = [gate for gate, mean in means.items() if 1 - mean.kept < MOST_LOST]
     return min(allowed or means, key=lambda gate: means[gate].left)
 
 
 def tables(rows: Sequence[GateRow]) -> list[Table]:
-    """The default gates by condition and by source, and gates chosen without a source."""
+    """Return tables of the default gates by condition and by source, and, with several gates and
+    sources, of the gates chosen on the other sources.
+    """
     default = [row for row in rows if row.gate == GateConfig()]
     head = ["", "far off before", "far off after", "left", "points kept"]
     conditions = list(dict.fromkeys(row.condition for row in default))

@@ -37,11 +37,11 @@ from depth_node.simulation.renderer import Scene
 from depth_node.simulation.viewpoints import random_view
 
 REPEATS = 200
-LIMIT_S = 360.0  # what has begun may take two minutes more: eight in all
+LIMIT_S = 360.0  # a part that has begun may take two minutes more: eight minutes in all
 CYCLES = 10
 _WARM_UP = 10
 _COPY_BYTES = 256_000_000
-_LOST_BYTES = 1_000_000  # the driver may keep some memory
+_LOST_BYTES = 1_000_000  # tolerance, because the driver may keep some memory
 
 Report = dict[str, Any]
 
@@ -53,9 +53,9 @@ def run(
     limit_s: float = LIMIT_S,
     keep: Callable[[Report], None] = lambda report: None,
 ) -> Report:
-    """Run all checks; keep is called with the report after every part.
+    """Run all checks; call keep with the report after every part.
 
-    No part begins later than limit_s after the start; the report says which were left out. Raises
+    No part begins later than limit_s after the start; the report names the parts left out. Raises
     EngineError if there is no GPU.
     """
     from depth_node.engine import cuda
@@ -129,7 +129,7 @@ def run(
 
 
 def markdown(report: Report) -> str:
-    """A row of the table of GPUs in docs/benchmarks.md, in the order of :data:`HEAD`."""
+    """Return a row of the table of GPUs in docs/benchmarks.md, in the order of :data:`HEAD`."""
     cells = [report["gpu"], report["compute_capability"], f"{report['bandwidth_gb_s'] or 0:.0f}"]
     for name in KERNELS:
         result = report["kernels"].get(name)
@@ -160,7 +160,7 @@ KERNELS = ("image_vga", "image_1080p", "regions", "field")
 
 
 def _bandwidth(gpu: Any, repeats: int) -> float:
-    """GB/s of a copy on the device; reading and writing count."""
+    """Measure the bandwidth of a copy on the device, GB/s, reading and writing both counted."""
     size = min(_COPY_BYTES, gpu.memory()[0] // 4)
     source, target = gpu.allocate(size, "the copy"), gpu.allocate(size, "the copy")
     try:
@@ -173,7 +173,9 @@ def _bandwidth(gpu: Any, repeats: int) -> float:
 
 
 def _kernels(cuda: Any, gpu: Any, bandwidth: float, repeats: int) -> dict[str, Report]:
-    """Every kernel: difference to its twin, time on the device, minimum time of its bytes."""
+    """Measure every kernel: its difference from the NumPy twin, its time on the device, and the
+    minimum time in which `bandwidth` (GB/s) moves its bytes.
+    """
     loaded = cuda.CompiledKernels(gpu)
     rng = np.random.default_rng(0)
     kernels: dict[str, Report] = {}
@@ -208,7 +210,7 @@ def _kernels(cuda: Any, gpu: Any, bandwidth: float, repeats: int) -> dict[str, R
         image_input.enqueue(image)
         gpu.download(pinned, address)
         gpu.wait()
-        # One grey level, because sums in another order round differently.
+        # The tolerance is a quarter of a grey level: sums in another order round differently.
         level = float(resampling.gains.max())
         moved = image.nbytes + pinned.nbytes
         twin = gpu_kernels.image_to_tensor(image, resampling)
@@ -237,7 +239,7 @@ def _kernels(cuda: Any, gpu: Any, bandwidth: float, repeats: int) -> dict[str, R
 
 
 def _cycles(cuda: Any) -> Report:
-    """Memory that is lost by ten openings and closings of a device with its resources."""
+    """Measure the memory lost in ten openings and closings of a device with its resources."""
 
     def once() -> None:
         with cuda.Gpu() as gpu:
@@ -262,13 +264,13 @@ def _cycles(cuda: Any) -> Report:
 
 
 def _engine_cycles(cuda: Any, name: str, model: str, manifest: str) -> Report:
-    """Memory that is lost by ten openings and closings of an engine."""
+    """Measure the memory lost in ten openings and closings of an engine."""
 
     def free() -> int:
         with cuda.Gpu() as gpu:
             return int(gpu.memory()[0])
 
-    for _ in range(2):  # a library keeps what it loaded first
+    for _ in range(2):  # warm-up: libraries keep memory from their first use
         open_engine(model, manifest=manifest or None, backend=name).close()
     before = free()
     for _ in range(CYCLES):
@@ -278,13 +280,13 @@ def _engine_cycles(cuda: Any, name: str, model: str, manifest: str) -> Report:
 
 
 def _engine(cuda: Any, name: str, model: str, manifest: str, repeats: int) -> Report:
-    """Open a network on a back end; its check and its times from a VGA image to the map."""
+    """Open a network on a back end; return its check and its times from a VGA image to the map."""
     with cuda.Gpu() as gpu:
         before = gpu.memory()[0]
     start = time.perf_counter()
     try:
         engine = open_engine(model, manifest=manifest or None, backend=name)
-    except BackendError as error:  # found unusable only when it starts: nothing has failed
+    except BackendError as error:  # the back end turns out unusable here: no check has failed
         return {"not run": str(error)}
     except EngineError as error:
         return {"failed": str(error)}
@@ -307,7 +309,7 @@ def _engine(cuda: Any, name: str, model: str, manifest: str, repeats: int) -> Re
 
 
 def _pipeline(name: str, model: str, manifest: str, repeats: int) -> Report:
-    """The node's whole frame without ROS: a VGA image of a rendered room and 1000 points."""
+    """Time a whole frame of the node without ROS: a VGA image of a rendered room, 1000 points."""
     width, height = 640, 480
     rng = np.random.default_rng(0)
     scene = Scene.random(rng, "room", shadow_px=96)
@@ -331,7 +333,7 @@ def _pipeline(name: str, model: str, manifest: str, repeats: int) -> Report:
 
 
 def _times(once: Callable[[], None], repeats: int) -> Report:
-    """p50, p95 and p99 of calls in ms, after ten that do not count."""
+    """Return p50, p95 and p99 of the calls' times, ms, after ten warm-up calls."""
     times = []
     for turn in range(repeats + _WARM_UP):
         start = time.perf_counter()
@@ -343,7 +345,7 @@ def _times(once: Callable[[], None], repeats: int) -> Report:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; exit status 1 if a check failed, 2 if nothing could be run."""
+    """Run the command line; return exit status 1 if a check failed, 2 if nothing could be run."""
     parser = argparse.ArgumentParser(prog="gpu-check", description=__doc__)
     parser.add_argument("--model", default=EMBEDDED, metavar="FILE")
     parser.add_argument("--manifest", default="", metavar="FILE")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`~/obstacles` on procedural floors: what is marked where nothing is, boxes that are found, time.
+"""Benchmark of `~/obstacles` on procedural floors: false marks, boxes found, processor time.
 
 Every frame goes through the pipeline as in the node, with the embedded network or with a stand-in
-for a sharp one: rendered disparity without scale, a pixel soft and 3 % wrong over wide areas.
+for a sharp one: rendered disparity without scale, blurred by a pixel and 3 % wrong over wide areas.
 """
 
 from __future__ import annotations
@@ -38,12 +38,14 @@ SEEDS = (100, 101, 102, 103, 104, 105)
 DRIVE_S = 60.0
 FLAT_WITHIN_M = 8.0
 BOX_M, BOX_DISTANCE_M, BOX_OFFSET_M = 0.1, 3.0, 0.5
-BOX_MARGIN_M = 0.1  # a mark so near beside the box marks it, two cells of a costmap of 5 cm
+BOX_MARGIN_M = 0.1  # a mark this near to the box counts as on it: two costmap cells of 5 cm
 
 
 @dataclass(frozen=True)
 class FloorCase:
-    """One frame: how many points were marked on the floor within 8 m, and whether on the box."""
+    """One frame: the number of points marked within 8 m where no box is, and whether the box was
+    marked.
+    """
 
     network: str
     lines: int
@@ -57,9 +59,9 @@ DEFAULTS = ObstacleConfig()
 
 @dataclass(frozen=True)
 class Terrain:
-    """What lies before the robot, and which of the settings that concern it are on.
+    """What lies ahead of the robot, and the obstacle settings under test.
 
-    rain: fraction of the LiDAR's rays that meet a drop.
+    rain: fraction of the LiDAR's rays that hit a raindrop.
     """
 
     name: str
@@ -89,7 +91,7 @@ TERRAINS = (
 
 
 class Robot:
-    """The pipeline of each network, and what finds obstacles, as in the node."""
+    """The pipeline of each network and the obstacle finder, as in the node."""
 
     def __init__(self) -> None:
         config = build(PipelineConfig, {"model": {"path": EMBEDDED}})
@@ -100,7 +102,7 @@ class Robot:
     def see(
         self, frame: FloorFrame, network: str, seed: int, config: ObstacleConfig | None = None
     ) -> tuple[DepthResult, Obstacles]:
-        """What one network makes of a frame."""
+        """Process a frame with one network and find its obstacles; seed: of the sharp stand-in."""
         given = frame.input
         if network == "sharp stand-in":
             given = changed(given, prediction=sharp_prediction(frame.view, seed))
@@ -115,7 +117,7 @@ class Robot:
         )
 
     def reset(self) -> None:
-        """Another floor: nothing is remembered."""
+        """Forget all earlier frames, before another floor."""
         for pipeline in self.pipelines.values():
             pipeline.reset()
 
@@ -129,7 +131,10 @@ def run_floors(
     range_noise_m: float = 0.01,
     on_step: Callable[[str], None] = lambda text: None,
 ) -> list[FloorCase]:
-    """Cases of a drive of 60 s, spread over the floors of SEEDS; on_step after each frame."""
+    """Return the cases of a drive of 60 s, whose frames are spread over the floors of SEEDS.
+
+    on_step: called after each frame with the floor's name.
+    """
     cases = []
     numbers = np.linspace(0, DRIVE_S * RATE_HZ - 1, frames).round().astype(int)
     for seed, part in zip(SEEDS, np.array_split(numbers, len(SEEDS)), strict=True):
@@ -140,7 +145,7 @@ def run_floors(
             place = (BOX_DISTANCE_M, float(rng.uniform(-BOX_OFFSET_M, BOX_OFFSET_M)), BOX_M)
             frame = world.frame(number, place if box else None)
             if box:
-                robot.reset()  # the box is somewhere else in every frame
+                robot.reset()  # the box moves between frames, so memory would mislead
             for network in NETWORKS:
                 _, obstacles = robot.see(frame, network, seed)
                 cases.append(_judge(obstacles, network, lines, place if box else None))
@@ -170,7 +175,7 @@ def run_terrain(
     range_noise_m: float = 0.01,
     on_step: Callable[[str], None] = lambda text: None,
 ) -> Table:
-    """What is marked within 8 m before a ramp, a kerb, a drop, and in rain; frames of each."""
+    """Return a table of what is marked within 8 m on each of TERRAINS, over `frames` frames."""
     body = []
     for terrain in TERRAINS:
         nearest: dict[str, list[float]] = {network: [] for network in NETWORKS}
@@ -207,7 +212,9 @@ def run_terrain(
 
 
 def rained_on(points: NDArray[np.floating], share: float, seed: int) -> NDArray[np.float32]:
-    """A scan (N, 3) of which a share of the rays meets a drop between 0.5 m and its point."""
+    """Return the scan (N, 3) m with a fraction `share` of its points moved along their rays to a
+    raindrop, between 0.5 m and the point.
+    """
     rng = np.random.default_rng(seed)
     range_m = np.linalg.norm(points, axis=1)
     wet = (rng.random(len(points)) < share) & (range_m > 0.5)
@@ -216,7 +223,7 @@ def rained_on(points: NDArray[np.floating], share: float, seed: int) -> NDArray[
 
 
 def speed(robot: Robot, repeats: int = 0) -> Table:
-    """Times of the obstacles of a 640x480 frame on one core, beside the fit of the same frame."""
+    """Time finding the obstacles of a 640x480 frame on one core, beside the fit of that frame."""
     frame = FloorWorld(SEEDS[0]).frame(0, (BOX_DISTANCE_M, 0.0, BOX_M))
     result, _ = robot.see(frame, NETWORKS[0], SEEDS[0])
     camera, config = frame.input.camera, robot.config
@@ -253,7 +260,7 @@ def speed(robot: Robot, repeats: int = 0) -> Table:
 
 
 def tables(cases: Sequence[FloorCase]) -> list[Table]:
-    """Floors without and with a box, by network and LiDAR."""
+    """Return the tables of floors without and with a box, by network and LiDAR."""
     flat, boxes = [], []
     for network, lines in dict.fromkeys((case.network, case.lines) for case in cases):
         own = [case for case in cases if (case.network, case.lines) == (network, lines)]

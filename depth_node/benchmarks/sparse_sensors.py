@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Other sparse sensors than a LiDAR, on recorded frames with a dense truth.
+"""Benchmark of sparse sensors other than a LiDAR, on recorded frames with a dense truth.
 
-radar         20 points with 5 % of range noise, declared
-two sensors   200 points with 1 % and 200 with 15 % of noise: each weighed as declared, against all
-              alike and against the good ones alone
+radar         20 points with 5 % range noise, which is declared to the fit
+two sensors   200 points with 1 % and 200 with 15 % noise: weighted as declared, against all equal
+              and against the good points alone
 holes         a depth camera's image with ellipses cut out where its depth is known; scored there
-rangers       four ultrasonic cones of 20 degrees, 2 % of range noise; the network says where in its
-              cone an echo is from, against points on the cones' axes
+rangers       four ultrasonic cones of 20 degrees with 2 % range noise; the network determines where
+              in its cone an echo comes from, against points on the cones' axes
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ RADAR_POINTS, RADAR_NOISE = 20, 0.05
 GOOD_NOISE, POOR_NOISE, EACH = 0.01, 0.15, 200
 HOLES, HOLE_POINTS = 6, 20_000
 RANGERS, RANGER_TRIES, RANGER_ANGLE_RAD, RANGER_KNOWN = 4, 200, 0.35, 0.7
-RANGER_NOISE, RANGER_DECLARED = 0.02, 0.1  # share of the distance; the second as range_noise has it
+RANGER_NOISE, RANGER_DECLARED = 0.02, 0.1  # true and declared noise, fractions of the distance
 LEAST_SCORED = 200  # pixels
-CAMERA_DENSITY = 0.2  # share of known pixels from which a source counts as a depth camera
+CAMERA_DENSITY = 0.2  # fraction of known pixels from which a source counts as a depth camera
 _STREAM = 77
 
 
 @dataclass(frozen=True)
 class SensorPoints:
-    """What a sensor gives of a frame: sparse points or echoes; the pixels to score, (H, W) bool."""
+    """A sensor's measurement of a frame: sparse points or echoes; scored: (H, W) bool pixels."""
 
     points: SparseDepth
     scored: NDArray[np.bool_]
@@ -48,7 +48,9 @@ class SensorPoints:
 
 
 def noisy_points(frame: RecordedFrame, count: int, relative: float, *seed: int) -> SensorPoints:
-    """`count` known pixels with range noise of so large a share of the depth, declared."""
+    """Return `count` known pixels with declared range noise, whose standard deviation is `relative`
+    times the depth.
+    """
     rng = frame_seed(frame, _STREAM, count, *seed)
     known = np.flatnonzero(np.isfinite(frame.truth))
     rows, cols = np.unravel_index(rng.choice(known, count, replace=False), frame.truth.shape)
@@ -60,7 +62,7 @@ def noisy_points(frame: RecordedFrame, count: int, relative: float, *seed: int) 
 
 
 def two_sensors(frame: RecordedFrame, seed: int) -> SensorPoints:
-    """Good and poor points together."""
+    """Return the good and the poor points together."""
     good = noisy_points(frame, EACH, GOOD_NOISE, seed, 0)
     poor = noisy_points(frame, EACH, POOR_NOISE, seed, 1)
     both = {
@@ -71,14 +73,16 @@ def two_sensors(frame: RecordedFrame, seed: int) -> SensorPoints:
 
 
 def undeclared(measured: SensorPoints) -> SensorPoints:
-    """The same points without their noise."""
+    """Return the same points without their declared noise."""
     p = measured.points
     return SensorPoints(SparseDepth.from_arrays(p.rows, p.cols, p.depth), measured.scored)
 
 
 def camera_with_holes(frame: RecordedFrame, seed: int) -> SensorPoints | None:
-    """A depth camera's image, thinned evenly, with holes where its depth is known; None of a frame
-    whose depth is no image or whose holes fell where nothing is known.
+    """Return a depth camera's image, thinned evenly, with holes where its depth is known.
+
+    Returns None for a frame whose depth is too sparse for an image or whose holes have too few
+    known pixels.
     """
     height, width = frame.truth.shape
     known = np.isfinite(frame.truth)
@@ -101,10 +105,10 @@ def camera_with_holes(frame: RecordedFrame, seed: int) -> SensorPoints | None:
 
 
 def rangers(frame: RecordedFrame, seed: int, on_axis: bool = False) -> SensorPoints | None:
-    """Sensors at the camera that hear the nearest surface in their cone, wherever in it that is.
+    """Return echoes of rangers at the camera, each of the nearest surface anywhere in its cone.
 
-    on_axis: what they say is taken for a point on the axis of their cone. None of a frame where no
-    cone is in the image with known depth all over.
+    on_axis: place each measurement on the axis of its cone. Returns None for a frame without a
+    cone that lies in the image and whose depth is mostly known (RANGER_KNOWN).
     """
     rng = frame_seed(frame, _STREAM, RANGERS, seed)
     camera, truth = frame.camera, frame.truth
@@ -167,9 +171,11 @@ def run_sensors(
     predictor: DepthPredictor | str,
     on_frame: Callable[[str], None] | None = None,
 ) -> Table:
-    """AbsRel, coverage and width of the interval of `field` in every case, means over sources.
+    """Return the table of `field` in every case: AbsRel, coverage and relative standard deviation,
+    means over sources.
 
-    predictor: a network, or the NAME of the predictions stored beside the frames.
+    predictor: a network, or the NAME of the predictions stored beside the frames. on_frame: called
+    with the name of every frame when it is done.
     """
     means = Means()
     for frame, prediction in predicted(sources, predictor, on_frame):

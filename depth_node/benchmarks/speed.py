@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Speed benchmarks of fit, engine and node, each against a rival in the same run.
 
-Ours and the rival take turns, so that other processes of the machine disturb both. Ratios compare
-medians of processor time, which other processes disturb least; the tables also show the median and
-the spread (10 % and 90 % quantile) of the time on the clock. Results are for docs/benchmarks.md.
+Ours and the rival take turns, so that other processes of the machine disturb both alike. Ratios
+compare medians of processor time, which other processes disturb least; the tables also show the
+median and the spread (10 % and 90 % quantile) of the wall-clock time. The results go into
+docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -36,12 +37,12 @@ from depth_node.simulation.walk import Progress, render_walk
 HEIGHT, WIDTH, REGIONS, POINTS = 480, 640, 100, 1000
 NODE_SIZE = (720, 1280)
 NODE_RATE_HZ = 4.0
-NODE_OVERHEAD_MS = 15.0  # that the node may add to a bare node besides fit and segmentation
+NODE_OVERHEAD_MS = 15.0  # most that the node may add to a bare node, besides fit and segmentation
 
 
 @dataclass(frozen=True)
 class SpeedReport:
-    """A table, the same numbers for JSON, and notes for the reader."""
+    """A table (head, rows), the same numbers for JSON (values), and notes on them."""
 
     title: str
     head: tuple[str, ...]
@@ -51,7 +52,7 @@ class SpeedReport:
 
 
 def machine() -> str:
-    """Processor, cores and versions, in one line."""
+    """Return processor, number of cores and versions, in one line."""
     name = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
@@ -62,7 +63,7 @@ def machine() -> str:
 
 
 def markdown(report: SpeedReport) -> str:
-    """The report as a block for docs/benchmarks.md."""
+    """Return the report as a Markdown block for docs/benchmarks.md."""
     lines = [
         f"### {report.title}",
         "",
@@ -81,7 +82,9 @@ def markdown(report: SpeedReport) -> str:
 
 @contextmanager
 def one_core() -> Iterator[None]:
-    """Keep this process on one core, if the system can."""
+    """Context in which OpenCV uses one thread and, if the system supports it, the calling thread
+    stays on one core.
+    """
     threads = cv2.getNumThreads()
     cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
     try:
@@ -97,20 +100,20 @@ def one_core() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Times:
-    """Times of every call of one function, ms, (n,) each: on the clock and of the processor."""
+    """Wall-clock and processor time of each call of one function, (n,) ms each."""
 
     wall: NDArray[np.float64]
     cpu: NDArray[np.float64]
 
     def summary(self) -> dict[str, float]:
-        """Medians, and the spread of the time on the clock, for JSON."""
+        """Return the medians and the spread of the wall-clock time, for JSON."""
         low, median, high = np.percentile(self.wall, (10, 50, 90)).tolist()
         cpu = float(np.median(self.cpu))
         return {"median_ms": median, "p10_ms": low, "p90_ms": high, "cpu_ms": cpu}
 
 
 def take_turns(parts: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, Times]:
-    """Call all functions in turn -> their times, (repeats,) each, without one warm-up call."""
+    """Call all functions in turn; return their times, (repeats,) each, without a warm-up call."""
     wall: dict[str, list[float]] = {name: [] for name in parts}
     cpu: dict[str, list[float]] = {name: [] for name in parts}
     for turn in range(repeats + 1):
@@ -136,7 +139,9 @@ def _row(name: str, times: Mapping[str, float], base: Mapping[str, float]) -> tu
 
 
 def fit_problem() -> tuple[Prediction, SparseDepth, NDArray[np.int32]]:
-    """A problem of one image: about 100 regions of different size (H, W), 1000 points."""
+    """Return the problem of one image: prediction, 1000 points, and 100 regions of different size,
+    labels (H, W).
+    """
     rng = np.random.default_rng(0)
     seeds = rng.uniform(0, 1, (REGIONS, 2)) * (HEIGHT, WIDTH)
     rows, cols = np.mgrid[:HEIGHT, :WIDTH]
@@ -159,9 +164,9 @@ def fit_problem() -> tuple[Prediction, SparseDepth, NDArray[np.int32]]:
 
 @dataclass(frozen=True)
 class PlainFit:
-    """Result of plain_fit: depth (H, W) m; with evidence std (H, W) m and a row per region.
+    """Result of plain_fit: depth (H, W) m; with evidence also std (H, W) m and a row per region.
 
-    rows: label, own points, points used, standard deviation of these about the fit in metres.
+    rows: label, own points, points used, and their standard deviation about the fit, m.
     """
 
     depth: NDArray[np.float64]
@@ -177,13 +182,14 @@ def plain_fit(
     *,
     evidence: bool = False,
 ) -> PlainFit:
-    """Region fits by a plain loop over masks and numpy.linalg.lstsq; the rival of fit().
+    """Fit regions by a plain loop over masks with numpy.linalg.lstsq, as the rival of fit().
 
     It also checks fit() in paper mode, with which it shares no code: a region is a mask, neighbours
-    are found by comparing pixels, one region is solved at a time. relative
-    (H, W); sparse (H, W) metres, NaN = not measured; labels (H, W), 0 = unassigned (these pixels
-    take the fit to all points); method slf or ssf. With `evidence` the standard
-    deviation of a prediction, sigma sqrt(1 + leverage), is computed at every pixel.
+    are found by comparing pixels, and one region is solved at a time.
+
+    relative: (H, W). sparse: (H, W) m, NaN = not measured. labels: (H, W), 0 = unassigned; these
+    pixels take the fit to all points. method: slf or ssf. evidence: also compute the standard
+    deviation of a prediction, sigma sqrt(1 + leverage), at every pixel.
     """
     x, y = unit_grid(*labels.shape)
     known = np.isfinite(sparse)
@@ -220,14 +226,14 @@ def plain_fit(
 
 
 def unit_grid(height: int, width: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """x and y of every pixel, -1..1 (0 where there is only one), (H, W) each."""
+    """Return x and y of every pixel in -1..1, (H, W) each; 0 along an axis of one pixel."""
     axes = [np.linspace(-1, 1, size) if size > 1 else np.zeros(1) for size in (height, width)]
     y, x = np.meshgrid(*axes, indexing="ij")
     return x, y
 
 
 def neighbours(labels: NDArray[np.integer]) -> dict[int, set[int]]:
-    """Neighbours of every region of labels (H, W), by 4-adjacent pixels."""
+    """Return the neighbours of every region of labels (H, W), found by 4-adjacent pixels."""
     links: dict[int, set[int]] = {label: set() for label in np.unique(labels).tolist()}
     for one, other in ((labels[:, :-1], labels[:, 1:]), (labels[:-1], labels[1:])):
         edge = (one != other) & (one > 0) & (other > 0)
@@ -244,7 +250,9 @@ def borrow(
     known: NDArray[np.bool_],
     enough: int,
 ) -> tuple[NDArray[np.bool_], int]:
-    """Measured pixels (H, W) of a region with too few, and the rings borrowed (-1: the image)."""
+    """Return measured pixels (H, W) for a region that has too few, and the rings of neighbours they
+    come from; -1 stands for the whole image.
+    """
     members, ring = {label}, 0
     while True:
         grown = members.union(*(links[member] for member in members))
@@ -257,7 +265,7 @@ def borrow(
 
 
 def measure_fit(repeats: int = 0) -> SpeedReport:
-    """SSF for 640x480, 1000 points, 100 regions on one core."""
+    """Measure SSF for 640x480, 1000 points and 100 regions on one core."""
     prediction, points, labels = fit_problem()
     sparse = points.to_map(HEIGHT, WIDTH)
     relative = prediction.relative_depth()
@@ -267,7 +275,7 @@ def measure_fit(repeats: int = 0) -> SpeedReport:
     def ours(mode: str) -> NDArray[np.float32]:
         fresh = Prediction(
             prediction.values, prediction.kind
-        )  # without derived maps of earlier calls
+        )  # a new object, because Prediction keeps the derived maps of earlier calls
         config = FitConfig(method="ssf", mode=mode)
         return fit(fresh, points, labels, refiner=None, config=config).depth
 
@@ -278,7 +286,7 @@ def measure_fit(repeats: int = 0) -> SpeedReport:
                 "ssf, sensor mode": lambda: ours("sensor"),
                 "plain loop": lambda: plain_fit(relative, sparse, labels, evidence=True),
                 "plain loop, depth alone": lambda: plain_fit(relative, sparse, labels),
-                # The bits of the labels are added as numbers: two maps are read, one is written.
+                # Reads two maps and writes one; the labels' bits serve as the second map.
                 "memory": lambda: np.add(relative, bits, out=out),
             },
             repeats or 15,
@@ -325,8 +333,8 @@ def measure_fit(repeats: int = 0) -> SpeedReport:
 
 
 def measure_engine(model: str, manifest: str = "", repeats: int = 0) -> SpeedReport:
-    """The engine against a plain session of ONNX Runtime, same model, one thread."""
-    from depth_node.engine import ort  # onnxruntime comes with it
+    """Compare the engine with a plain session of ONNX Runtime: the same model, one thread."""
+    from depth_node.engine import ort  # imported here, because it imports onnxruntime
 
     with open_engine(
         model, manifest=manifest or None, backend="onnxruntime-cpu", threads=1
@@ -365,9 +373,10 @@ STAGES = ("preprocess", "engine", "postprocess", "project", "segment", "fit", "p
 
 
 def measure_node(model: str, manifest: str, repeats: int, progress: Progress) -> SpeedReport:
-    """Time from stamp to publication at 1280x720: the node, and a bare rclpy node, as processes.
+    """Measure the time from stamp to publication at 1280x720 of the node and of a bare rclpy node,
+    each a process of its own.
 
-    The bare node takes the same image and publishes a 32FC1 image of the same size.
+    The bare node receives the same image and publishes a 32FC1 image of the same size.
     """
     config = build(PipelineConfig, {"model": {"path": model, "manifest": manifest}})
     count = repeats or 40

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of benchmarks and studies, its means over sources, and its Markdown form."""
+"""Tables of benchmarks and studies: means over sources, and Markdown."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from depth_node.metrics import mean_of_known, mean_over_sources
 
 @dataclass(frozen=True)
 class Table:
-    """A table for the terminal or a page, and notes for the reader."""
+    """A table for the terminal or a page, and notes on it."""
 
     title: str
     head: list[str]
@@ -29,32 +29,32 @@ class Means:
         )
 
     def add(self, row: str, column: str, source: str, value: float) -> None:
-        """Add a value of a source; NaN is unknown and does not count."""
+        """Add a value of a source; NaN means unknown and does not count."""
         self._values[row, column][source].append(value)
 
     def of_sources(self, row: str, column: str) -> dict[str, float]:
-        """Mean of every source, NaN without known values."""
+        """Return the mean of every source; NaN for a source without known values."""
         return {name: mean_of_known(values) for name, values in self._values[row, column].items()}
 
     def __call__(self, row: str, column: str) -> float:
-        """The mean over sources, NaN without values."""
+        """Return the mean over sources; NaN without known values."""
         return mean_over_sources(self._values[row, column])
 
     def rows(self) -> list[str]:
-        """Rows in the order of arrival."""
+        """Return the rows in the order in which they were added."""
         return list(dict.fromkeys(row for row, _ in self._values))
 
     def columns(self) -> list[str]:
-        """Columns in the order of arrival."""
+        """Return the columns in the order in which they were added."""
         return list(dict.fromkeys(column for _, column in self._values))
 
     def all(self) -> dict[tuple[str, str], float]:
-        """(row, column) -> mean over sources."""
+        """Return the mean over sources by (row, column)."""
         return {key: self(*key) for key in list(self._values)}
 
 
 def markdown(tables: Sequence[Table]) -> str:
-    """Tables as Markdown."""
+    """Return the tables as Markdown."""
     blocks = []
     for table in tables:
         head = "| " + " | ".join(table.head) + " |"

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The LiDAR's plug pulled on rendered walks and recorded frames: does the interval hold?"""
+"""Benchmark of depth after the LiDAR has failed, on rendered walks and recorded frames: does the
+stated interval still contain the truth?
+"""
 
 from __future__ import annotations
 
@@ -22,14 +24,14 @@ from depth_node.recordings.frames import find_frames, read_frame, split_uniform
 from depth_node.simulation.walk import T_CAMERA_LIDAR
 
 SEEDS = (115, 116, 117, 118, 119)
-"""Rooms that no constant was chosen on."""
+"""Held-out rooms: no constant was chosen on them."""
 FRAMES = 100
-ANCHORED_S = 2.0  # with points, before the plug is pulled
-AGES_S = (0.2, 1.0, 2.0, 4.0, 7.6)
-FEW = (0, 1, 3, 5)  # points that still come
+ANCHORED_S = 2.0  # with points, before the LiDAR fails
+AGES_S = (0.2, 1.0, 2.0, 4.0, 7.6)  # since the last scan, at which frames are scored
+FEW = (0, 1, 3, 5)  # points per frame that are still measured after that
 ROAD_AGE_S = 1.0
 ANCHORING_POINTS = 250
-_STEP = 2  # of the frames
+_STEP = 2  # every second frame is used
 _HEAD = ["points after it", "of the last scan, s", "AbsRel", "in the 95 % interval", "bound"]
 
 Truth = NDArray[np.float32]
@@ -41,7 +43,10 @@ def walks(
     cache: Path | None = None,
     on_walk: Callable[[str], None] = lambda name: None,
 ) -> Table:
-    """Rendered walks of some 9 s, of which the LiDAR is silent after ANCHORED_S."""
+    """Score rendered walks of some 10 s, on which the LiDAR is silent after ANCHORED_S.
+
+    cache: folder that keeps the rendered walks. on_walk: called after each walk with its name.
+    """
     means = Means()
     for seed in seeds:
         steps = list(_walk(pipeline, seed, cache))
@@ -69,7 +74,7 @@ def walks(
 
 
 def recordings(pipeline: DepthPipeline, folder: Path) -> Table:
-    """Recorded frames: anchored on one of a source, unanchored on each other one of it."""
+    """Score recorded frames: anchored on one frame of a source, unanchored on every other one."""
     means = Means()
     sources: dict[str, list[tuple[FrameInput, SparseDepth, Truth]]] = {}
     for path in find_frames(folder):
@@ -111,7 +116,9 @@ def recordings(pipeline: DepthPipeline, folder: Path) -> Table:
 def _walk(
     pipeline: DepthPipeline, seed: int, cache: Path | None
 ) -> Iterator[tuple[FrameInput, SparseDepth, Truth]]:
-    """Frames with their prediction, the points of 16 lines, and the depth at those of 64."""
+    """Yield frames with their prediction, the points of 16 lines, and the true depth (H, W) m at
+    the points of 64 lines, NaN elsewhere.
+    """
     sequence = room_sequence(seed, FRAMES, cache)
     sparse_frames, dense_frames = sequence.frames(16), sequence.frames(64)
     for sparse, dense in zip(sparse_frames[::_STEP], dense_frames[::_STEP], strict=True):
