@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A robot on the flat floor of a hall, with or without a box before it: image, LiDAR, exact depth.
+"""Simulated robot on the flat floor of a hall, with or without an obstacle ahead: image, LiDAR and
+exact depth.
 
 The robot's base frame is on the floor, x forward, z up; its camera looks ahead and down. Its LiDAR
 sits above the camera (walk.T_CAMERA_LIDAR).
@@ -27,20 +28,21 @@ from depth_node.simulation.walk import T_CAMERA_LIDAR
 F64 = NDArray[np.float64]
 
 HALL_HALF_M = (13.0, 13.0, 1.6)
-CAMERA_HEIGHT_M, CAMERA_PITCH_DEG = 0.5, 12.0  # looking down
+CAMERA_HEIGHT_M, CAMERA_PITCH_DEG = 0.5, 12.0  # the pitch is downwards
 CAMERA = Camera(640, 480, 460.0, 460.0, 319.5, 239.5)
 FLOOR_TEXTURES = ("plain", "tiles", "planks", "speckle", "noise", "checker", "marble")
 RATE_HZ = 10.0
-SPEED_M_S, CIRCLE_M = 0.5, 2.0  # round the middle of the hall: walls are 9 m away or more
-TERRAIN_M = 2.0  # before the robot, where a ramp, a kerb or a drop begins
+SPEED_M_S, CIRCLE_M = 0.5, 2.0  # radius about the middle of the hall; walls are 9 m away or more
+TERRAIN_M = 2.0  # from the robot to the beginning of a ramp, a kerb or a drop
 _BLUR_PX, _RIPPLE, _RIPPLE_PX = 1.2, 0.03, 60.0
 
 
 @dataclass(frozen=True)
 class FloorFrame:
-    """What the robot sees at one moment, and what is there.
+    """The robot's observation at one time (input) and the truth (view).
 
-    T_base_camera (4, 4). view: image, exact depth and labels; the box has the last label.
+    T_base_camera: (4, 4). view: image, exact depth and labels; the box, ramp, kerb or platform has
+    the last label.
     """
 
     input: FrameInput
@@ -49,9 +51,9 @@ class FloorFrame:
 
 
 class FloorWorld:
-    """A hall whose floor, walls and light are drawn from a seed, and a robot in it.
+    """A hall whose floor, walls and light are drawn from a seed, with a robot in it.
 
-    lines, range_noise_m: of the LiDAR.
+    lines, range_noise_m: scan lines of the LiDAR and standard deviation of its range noise.
     """
 
     def __init__(
@@ -82,12 +84,13 @@ class FloorWorld:
         kerb_m: float = 0.0,
         drop_m: float = 0.0,
     ) -> FloorFrame:
-        """A frame of a drive in a circle at 10 Hz.
+        """Return frame `number` of a drive in a circle at 10 Hz.
 
-        box: distance, offset to the left and edge length in m of a cube before the robot. scans: of
-        the LiDAR that accumulate, the last ones, moved to now as the node does with `world_frame`.
-        ramp_deg: a ramp, 3 m long and wide, that begins TERRAIN_M before the robot; kerb_m: a wide
-        step up there; drop_m: a step down there. Of these and a box only one.
+        box: distance, offset to the left and edge length of a cube ahead of the robot, m. scans:
+        number of last scans that accumulate, moved to the frame's time as the node does with
+        `world_frame`. ramp_deg: slope of a ramp, 3 m long and wide, that begins TERRAIN_M ahead of
+        the robot; kerb_m: height of a wide step up there; drop_m: height of a step down there. Give
+        at most one of box, ramp_deg, kerb_m and drop_m.
         """
         T_world_base = _circle(number)
         scene = self._empty
@@ -119,7 +122,7 @@ class FloorWorld:
     def _terrain(
         self, T_world_base: F64, ramp_deg: float, kerb_m: float, drop_m: float
     ) -> Primitive:
-        """A ramp or a kerb before the robot, or the platform that it stands on."""
+        """Return the ramp or kerb ahead of the robot, or the platform that it stands on."""
         angle, half = math.radians(ramp_deg), np.array([1.5, 1.5, 0.05])
         uphill, normal = (np.array([math.cos(angle), 0, math.sin(angle)]),
                           np.array([-math.sin(angle), 0, math.cos(angle)]))  # fmt: skip
@@ -151,7 +154,7 @@ class FloorWorld:
 
 
 def _circle(number: int) -> F64:
-    """T_world_base (4, 4) of a frame."""
+    """Return T_world_base (4, 4) of frame `number` on the flat floor."""
     angle = SPEED_M_S / CIRCLE_M * number / RATE_HZ
     T_world_base = np.eye(4)
     T_world_base[:2, :2] = [
@@ -163,8 +166,8 @@ def _circle(number: int) -> F64:
 
 
 def sharp_prediction(view: Rendered, seed: int) -> Prediction:
-    """What a good foundation network gives of a view: disparity without scale, edges a pixel soft,
-    wrong by a few percent over wide areas.
+    """Return what a good foundation network would predict for a view: disparity (H, W) without
+    scale, with edges about a pixel soft and errors of a few percent over wide areas.
     """
     height, width = view.depth.shape
     rng = np.random.default_rng(seed)

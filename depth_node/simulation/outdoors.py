@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random outdoor scenes: a street, a country road or a yard, of primitives.
+"""Random outdoor scenes built of primitives: a street, a country road or a yard.
 
-The world is a box whose walls and ceiling are a sky that shines, at least SKY_M away: what is sky
-has a depth, but a far one. The road runs along x through the origin; z is up, the ground is z = 0.
+The world is a box whose walls and ceiling are a shining sky, at least SKY_M away: the sky has a
+depth, but a far one. The road runs along x through the origin; z is up, the ground is z = 0.
 Lengths in metres, colours linear RGB.
 """
 
@@ -28,11 +28,11 @@ from depth_node.simulation.textures import TEXTURE_NAMES, TEXTURE_SETS
 
 OUTDOORS = ("street", "country", "yard")
 SKY_M = 200.0
-SUN_M = 45.0  # of the lamp that is the sun: as near as the maps of its shadows need it
+SUN_M = 45.0  # distance of the lamp that is the sun; farther away its shadow maps would be coarse
 Point = tuple[float, float, float]
-WHEEL = rotation_zyx(0.0, 0.0, math.pi / 2)  # a cylinder's axis along y
+WHEEL = rotation_zyx(0.0, 0.0, math.pi / 2)  # turns a cylinder's axis to y
 
-# Of a surface: textures with their weights; ranges of hue, saturation, value, spread, tile in m.
+# Per surface: textures with their weights; ranges of hue, saturation, value, spread and tile in m.
 _SURFACES: dict[str, tuple[dict[str, float], tuple[tuple[float, float], ...]]] = {
     "asphalt": (
         {"speckle": 3, "noise": 2, "fbm": 2, "plain": 1},
@@ -82,15 +82,15 @@ _SURFACES: dict[str, tuple[dict[str, float], tuple[tuple[float, float], ...]]] =
 
 
 def lay_out(rng: np.random.Generator, style: str) -> Room:
-    """A random scene; `style` is one of OUTDOORS. It is a Room whose walls are the sky."""
+    """Return a random scene as a Room whose walls are the sky; `style` is one of OUTDOORS."""
     return _Outdoors(rng, style).build()
 
 
 class _Outdoors(SceneBuilder):
-    """Builds a scene piece by piece, each in a local frame: origin on the ground, z up."""
+    """Builder of a scene from pieces, each in a local frame: origin on the ground, z up."""
 
     def surface(self, name: str, gloss: float = 0.0) -> Material:
-        """A random material of _SURFACES; one in ten has colours that nothing of its kind has."""
+        """Return a random material of _SURFACES; one in ten has a colour unusual for its kind."""
         textures, ranges = _SURFACES[name]
         hue, saturation, value, spread, tile = (self.uniform(*limits) for limits in ranges)
         if self.chance(0.1):
@@ -105,7 +105,7 @@ class _Outdoors(SceneBuilder):
         return Material(TEXTURE_NAMES.index(texture), tile, palette, gloss)
 
     def sky(self) -> Material:
-        """Blue, grey, white or of an evening; with clouds, from nearly none to all over."""
+        """Return a blue, grey, white or evening sky, with clouds from nearly none to all over."""
         r = self.uniform
         hue, saturation = r(0.53, 0.66), r(0.0, 0.6) if self.chance(0.6) else r(0.0, 0.1)
         if self.chance(0.1):
@@ -121,16 +121,16 @@ class _Outdoors(SceneBuilder):
     # -------------------------------------------------------- pieces
 
     def building(self, length: float, depth: float, height: float) -> None:
-        """A house with its front at x = 0 of the local frame, behind it along -x."""
+        """Add a house with its front at x = 0 of the local frame; it extends along -x."""
         r = self.uniform
         wall = self.surface("facade")
         self.box((-depth / 2, 0, height / 2), (depth / 2, length / 2, height / 2), wall)
-        if height < 9 and self.chance(0.6):  # a pitched roof: a box on its edge
+        if height < 9 and self.chance(0.6):  # a pitched roof: a box that stands on its edge
             side = depth / math.sqrt(2) * r(0.95, 1.1)
             turn = rotation_zyx(0.0, math.pi / 4, 0.0)
             half = (side / 2, length / 2 + r(0, 0.4), side / 2)
             self.add(BOX, (-depth / 2, 0, height), half, self.surface("roof"), turn)
-        elif self.chance(0.5):  # a flat one that stands out
+        elif self.chance(0.5):  # a flat roof that overhangs
             out = r(0.05, 0.5)
             half = (depth / 2 + out, length / 2 + out, 0.12)
             self.box((-depth / 2, 0, height), half, self.surface("roof"))
@@ -180,7 +180,7 @@ class _Outdoors(SceneBuilder):
             self.add(ELLIPSOID, at, (size, size * r(0.7, 1.2), size * r(0.7, 1.1)), leaves)
 
     def car(self) -> None:
-        """A car, van or lorry that looks along x; its shadow lies under it."""
+        """Add a car, van or lorry that faces x, with a dark sheet on the ground as its shadow."""
         r = self.uniform
         paint, dark, glass = self.surface("paint", r(0.1, 1.2)), self.material("dark"), self.glass()
         kind = self.rng.random()
@@ -221,7 +221,7 @@ class _Outdoors(SceneBuilder):
         return Material(0, 1.0, (tone, tone, tone), 0.3, self.uniform(0, 1.0))
 
     def pole(self) -> None:
-        """A lamp, a sign, a traffic light, a bollard or a bare mast."""
+        """Add a lamp, a sign, a traffic light, a bollard or a bare mast."""
         r = self.uniform
         metal = self.material("metal") if self.chance(0.7) else self.surface("paint")
         choice = self.rng.random()
@@ -254,7 +254,7 @@ class _Outdoors(SceneBuilder):
         self.add(ELLIPSOID, at, (0.09, 0.08, 0.12), Material(0, 1.0, (head, head, head)))
 
     def fence(self, length: float) -> None:
-        """A fence, a hedge or a wall along y."""
+        """Add a fence, a hedge or a wall along y."""
         r, choice = self.uniform, self.rng.random()
         tall = r(0.6, 2.0)
         if choice < 0.35:
@@ -272,7 +272,7 @@ class _Outdoors(SceneBuilder):
                 self.box((0, 0, tall * level), (0.025, length / 2, 0.05), m)
 
     def crates(self) -> None:
-        """Boxes, barrels and bins that stand about."""
+        """Add a stack of boxes, barrels and bins."""
         r, level = self.uniform, 0.0
         for _ in range(int(self.rng.integers(1, 4))):
             side, high = r(0.2, 0.7), r(0.2, 0.7)
@@ -285,21 +285,21 @@ class _Outdoors(SceneBuilder):
     # -------------------------------------------------------- the scene
 
     def along(self, half_road: float) -> tuple[float, float]:
-        """A place beside the road, more often near the origin: x and the sign of y."""
+        """Draw a place beside the road, more often near the origin: x in m and the sign of y."""
         return self.uniform(-1, 1) ** 3 * 70 + self.uniform(-12, 12), self.sign()
 
     def sign(self) -> float:
         return 1.0 if self.chance(0.5) else -1.0
 
     def scatter(self, piece: Any, count: int, low: float, high: float) -> None:
-        """Pieces between `low` and `high` beside the middle of the road."""
+        """Add `count` pieces at distances from `low` to `high` from the middle of the road, m."""
         for _ in range(count):
             x, side = self.along(low)
             self.at(x, side * self.uniform(low, high), 0.0, self.uniform(-math.pi, math.pi))
             piece()
 
     def road(self, half_width: float, far: float) -> None:
-        """The road and its lines, along x."""
+        """Add the road and its lines, along x; sometimes a crossing."""
         asphalt = self.surface("asphalt" if self.chance(0.85) else "soil")
         self.at(0, 0)
         self.box((0, 0, 0.0), (far, half_width, 0.01), asphalt)
@@ -334,7 +334,7 @@ class _Outdoors(SceneBuilder):
             self.car()
 
     def houses(self, setback: float, tallest: float, gap: float) -> None:
-        """A row on both sides of the road."""
+        """Add a row of houses on each side of the road."""
         r = self.uniform
         for side in (-1.0, 1.0):
             x = r(-35, -15)
@@ -418,7 +418,7 @@ class _Outdoors(SceneBuilder):
         ground = self.surface(str(self.rng.choice(["grass", "soil", "pavement", "asphalt"])))
         sky = self.sky()
         lamps = []
-        if self.chance(0.6):  # else the sky is overcast
+        if self.chance(0.6):  # otherwise the sky is overcast
             turn, height = r(-math.pi, math.pi), r(0.2, 1.2)
             at = np.array([math.cos(turn), math.sin(turn)]) * math.cos(height)
             place = SUN_M * np.array([*at, math.sin(height)])

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What rendered scenes are made of: primitives with materials, lamps, and how a scene is built.
+"""Parts of rendered scenes: primitives with materials, lamps, rooms, and the builder of scenes.
 
-A primitive is a unit shape (box, cylinder, ellipsoid) under an affine map. In the world z is up and
-the origin is the middle of the floor. Lengths in metres, colours linear RGB.
+A primitive is a unit shape (box, cylinder, ellipsoid) under an affine map. In the world frame z is
+up and the origin is the middle of the floor. Lengths in metres, colours linear RGB.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ BOX, CYLINDER, ELLIPSOID = 0, 1, 2
 
 @dataclass(frozen=True)
 class Material:
-    """A texture mapped through three colours (linear RGB, 0..1), repeated every `tile_m` metres."""
+    """A texture mapped through three colours (linear RGB, 0..1), repeated every `tile_m` metres.
+
+    gloss: strength of the specular reflection. emission: light that the surface itself emits.
+    """
 
     texture: int
     tile_m: float
@@ -43,7 +46,8 @@ class Lamp:
 class Primitive:
     """A unit shape under an affine map.
 
-    centre (3,) m; the columns of axes (3, 3) are its directions in the world; half (3,) m.
+    centre: (3,) m. axes: (3, 3), whose columns are its axes in the world frame. half: (3,) m, half
+    its length along each axis.
     """
 
     kind: int
@@ -59,7 +63,7 @@ class Room:
 
     half: (3,) m, half the room's length, width and height. surfaces: materials of the faces -x +x
     -y +y floor ceiling. ambient: (3,) irradiance from all directions. focus: (3,) m, the target of
-    close-up views. haze_m: distance over which 63 % of a colour becomes that of the haze (3,).
+    close-up views. haze_m: distance over which 63 % of a colour turns into the haze's, (3,).
     """
 
     half: F64
@@ -75,7 +79,7 @@ class Room:
 
 
 def rotation_zyx(yaw: float, pitch: float = 0.0, roll: float = 0.0) -> F64:
-    """World-from-local rotation Rz(yaw) Ry(pitch) Rx(roll), radians."""
+    """Return the world-from-local rotation (3, 3), Rz(yaw) Ry(pitch) Rx(roll), from radians."""
     cz, sz, cy, sy, cx, sx = (f(a) for a in (yaw, pitch, roll) for f in (math.cos, math.sin))
     return np.array(
         [
@@ -87,7 +91,11 @@ def rotation_zyx(yaw: float, pitch: float = 0.0, roll: float = 0.0) -> F64:
 
 
 class SceneBuilder:
-    """Adds primitives in a local frame: origin on the ground, x to the front, z up."""
+    """Builder of scenes; it adds primitives in a local frame: origin on the ground, x to the front,
+    z up.
+
+    The order of the random draws defines what a seed looks like; recorded results depend on it.
+    """
 
     def __init__(self, rng: np.random.Generator, style: str) -> None:
         self.rng = rng
@@ -98,15 +106,15 @@ class SceneBuilder:
         self.rotation: F64 = np.eye(3)
 
     def uniform(self, low: float, high: float) -> float:
-        """A random number from low to high."""
+        """Draw a random number from low to high."""
         return float(self.rng.uniform(low, high))
 
     def chance(self, probability: float) -> bool:
-        """True with a probability."""
+        """Return True with the given probability."""
         return bool(self.rng.random() < probability)
 
     def colour(self, hue: float, saturation: float, value: float) -> F64:
-        """Linear RGB of an HSV colour, channels 0..1."""
+        """Return the linear RGB (3,) of an HSV colour; all channels 0..1, the hue is periodic."""
         hue, value = (hue % 1.0) * 6, float(np.clip(value, 0.02, 0.98))
         saturation = float(np.clip(saturation, 0, 1))
         k = (np.array([5.0, 3.0, 1.0]) + hue) % 6
@@ -114,7 +122,9 @@ class SceneBuilder:
         return np.asarray(rgb**2.2, np.float64)
 
     def material(self, family: str) -> Material:
-        """A random material of a family: wall, floor, wood, metal, fabric, plastic, print, ..."""
+        """Draw a material of a family: wall, floor, ceiling, wood, metal, fabric, plastic, print,
+        books or dark. Raises ValueError for another family.
+        """
         r = self.uniform
         gloss = 0.0
         spread = r(0.05, 0.25)
@@ -209,16 +219,16 @@ class SceneBuilder:
         return Material(TEXTURE_NAMES.index(name), tile, palette, gloss)
 
     def light_material(self, strength: float) -> Material:
-        """A warm white surface that shines by `strength`."""
+        """Return a warm white surface that emits light of the given strength."""
         warm = (1.0, self.uniform(0.85, 1.0), self.uniform(0.7, 1.0))
         return Material(0, 1.0, (warm, warm, warm), 0.0, strength)
 
     def lamp_colour(self, strength: float) -> F64:
-        """A warm to cold white (3,) of that intensity at 1 m."""
+        """Return a warm to cold white (3,) whose intensity at 1 m is `strength`."""
         return strength * np.array([1.0, self.uniform(0.82, 1.0), self.uniform(0.65, 1.05)])
 
     def at(self, x: float, y: float, z: float = 0.0, yaw: float = 0.0) -> None:
-        """Set the local frame of the next pieces in the world."""
+        """Set the local frame of the next pieces: origin in the world, m, and yaw in radians."""
         self.origin, self.rotation = np.array([x, y, z]), rotation_zyx(yaw)
 
     def add(
@@ -229,7 +239,9 @@ class SceneBuilder:
         material: Material,
         turn: F64 | None = None,
     ) -> None:
-        """A primitive in the local frame, turned in it; half sides of at least 2 mm."""
+        """Add a primitive in the local frame, rotated in it by `turn`; half sides are at least
+        2 mm.
+        """
         axes = self.rotation if turn is None else self.rotation @ turn
         centre_world = self.origin + self.rotation @ np.asarray(centre, np.float64)
         self.primitives.append(
@@ -241,9 +253,9 @@ class SceneBuilder:
     def box(
         self, centre: tuple[float, float, float], half: tuple[float, float, float], m: Material
     ) -> None:
-        """A box along the axes of the local frame."""
+        """Add a box along the axes of the local frame."""
         self.add(BOX, centre, half, m)
 
     def at_shift(self, forward: float) -> None:
-        """Move the local frame along its x."""
+        """Move the local frame along its x axis, m."""
         self.origin = self.origin + self.rotation @ np.array([forward, 0.0, 0.0])

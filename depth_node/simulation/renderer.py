@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ray casting of procedural rooms with exact depth, labels and LiDAR: demo, tests, training data.
+"""Ray casting of procedural scenes with exact depth, labels and LiDAR, for demo, tests, training.
 
-Every primitive of a room is a unit shape under an affine map, so the parameter t of a ray is the
-same in the primitive's own frame; with rays scaled to z = 1 in the camera, t is the depth along the
-optical axis, exact up to float32.
+Every primitive of a scene is a unit shape under an affine map, so the parameter t of a ray is the
+same in the primitive's own frame; with rays scaled to z = 1 in the camera frame, t is the depth
+along the optical axis, exact up to float32.
 
 Only numpy is needed. A view costs one pass per primitive over the image rectangle that it can
 cover, so small primitives are cheap. Lamps cast soft shadows (a cube of depth maps per lamp, cast
-once per scene), textures are filtered, corners of the room are darker: pictorial cues that
+once per scene), textures are filtered, and corners of the room are darker: pictorial cues that
 monocular networks use.
 
 Frames: world and LiDAR x forward, y left, z up; camera x right, y down, z forward. Lengths in m.
@@ -34,12 +34,12 @@ I32 = NDArray[np.int32]
 ROOM_FACES = 6  # labels 1 to 6: faces -x +x -y +y floor ceiling; primitive p (from 1): 6 + p
 MIXTURE = (0.55, 0.2, 0.12, 0.13)  # probabilities of STYLES in "mixed"
 ALL_STYLES = (*STYLES, *OUTDOORS)
-# Names that stand for a random one of several styles; "mixed" draws among rooms.
+# Names that stand for a random style: "mixed" draws among STYLES, "outdoors" among OUTDOORS.
 STYLE_GROUPS = ("mixed", "outdoors")
 NEAREST_HIT_M = 1e-3
-TINY = np.float32(1e-30)  # in place of a 0 to divide by; its reciprocal is finite
-CHUNK_PX = 1 << 14  # pixels shaded at once: the temporaries stay in the cache
-# Four rays on a rotated grid smooth the edges of primitives.
+TINY = np.float32(1e-30)  # replaces a zero divisor; its reciprocal is finite
+CHUNK_PX = 1 << 14  # pixels shaded at once, so few that the temporaries stay in the cache
+# Offsets of the four rays, on a rotated grid, that smooth the edges of primitives.
 SUBPIXELS = ((-0.125, -0.375), (0.375, -0.125), (-0.375, 0.125), (0.125, 0.375))
 
 
@@ -58,7 +58,10 @@ class Rendered:
 
 @dataclass(frozen=True)
 class LidarPattern:
-    """A spinning LiDAR: `beams` elevations times `azimuth_steps`; the noise is one sigma."""
+    """Rays of a spinning LiDAR: `beams` elevations times `azimuth_steps` azimuths.
+
+    range_noise_m: standard deviation of the range noise.
+    """
 
     beams: int = 16
     azimuth_steps: int = 900
@@ -69,7 +72,7 @@ class LidarPattern:
     max_range_m: float = 40.0
 
     def directions(self) -> F32:
-        """Unit rays (beams * azimuth_steps, 3) in the LiDAR frame, ring after ring."""
+        """Return unit rays (beams * azimuth_steps, 3) in the LiDAR frame, ring after ring."""
         elevation = np.deg2rad(np.linspace(*self.vertical_fov_deg, self.beams))[:, None]
         low, high = self.horizontal_fov_deg
         steps = (np.arange(self.azimuth_steps) + 0.5) / self.azimuth_steps
@@ -84,7 +87,7 @@ class LidarPattern:
 
 
 def _entry(kind: int, origin: F32, d: F32) -> F32:
-    """Entry t (n,) of rays origin (3,) + t d (3, n) into a unit shape, +inf for a miss.
+    """Return the entry t (n,) of rays origin (3,) + t d (3, n) into a unit shape, +inf for a miss.
 
     Each shape is convex: a ray is inside it between the largest entry into and the smallest exit
     from its slabs and its quadric.
@@ -106,8 +109,8 @@ def _entry(kind: int, origin: F32, d: F32) -> F32:
 
 
 def _slab(origin: np.float32, d: F32) -> tuple[F32, F32]:
-    """Entry into and exit from -1 <= x <= 1."""
-    if not d.all():  # along a face: 0 / 0 would miss a shape that the ray is inside of
+    """Return the entry into and the exit from -1 <= x <= 1, (n,) each."""
+    if not d.all():  # a ray along a face: 0 / 0 would miss a shape that the ray is inside of
         d = np.where(d == 0, TINY, d)
     inverse = 1.0 / d
     middle = -origin * inverse
@@ -116,14 +119,16 @@ def _slab(origin: np.float32, d: F32) -> tuple[F32, F32]:
 
 
 def _quadric(origin: F32, d: F32, axes: int) -> tuple[F32, F32]:
-    """Entry and exit at the unit sphere (axes = 3) or the unit cylinder around z (axes = 2)."""
+    """Return entry and exit, (n,) each, at the unit sphere (axes = 3) or the unit cylinder around z
+    (axes = 2); NaN for a miss.
+    """
     square, along = d[0] * d[0], origin[0] * d[0]
     for axis in range(1, axes):
         square = square + d[axis] * d[axis]
         along = along + origin[axis] * d[axis]
-    square = np.maximum(square, TINY)  # a ray along the cylinder
+    square = np.maximum(square, TINY)  # it is 0 for a ray along the cylinder
     closest = -along / square
-    # By the distance of the closest approach, because b^2 - a c cancels for small, far shapes.
+    # Computed from the closest approach, because b^2 - a c cancels for small, far shapes.
     inside = 1.0 - sum((origin[axis] + closest * d[axis]) ** 2 for axis in range(axes))
     half = np.where(inside > 0, np.sqrt(np.maximum(inside, 0.0) / square), np.float32(np.nan))
     return closest - half, closest + half
@@ -133,7 +138,7 @@ def _quadric(origin: F32, d: F32, axes: int) -> tuple[F32, F32]:
 
 
 class Scene:
-    """A furnished room that can be rendered. `Scene.random(seed)` makes one from a seed.
+    """A furnished room or an outdoor scene that can be rendered; see `Scene.random(seed)`.
 
     shadow_px: size of the depth maps around each lamp; the edge of a shadow is one of their pixels
     wide, and they are most of the cost of a scene's first image. Raises ValueError if the room does
@@ -154,7 +159,8 @@ class Scene:
         self._half = np.stack([room.half] + [p.half for p in primitives])
         self._to_metric = np.swapaxes(self._axes, 1, 2)
         self._to_unit = self._to_metric / self._half[:, :, None]
-        # Per pixel: 9 of world to primitive, 3 of centre, 3 of half, 9 of primitive to world.
+        # Rows of 24 values, looked up per pixel: world to primitive (9), centre (3), half (3),
+        # primitive to world (9).
         flat = [self._to_metric.reshape(-1, 9), self._centre, self._half, self._axes.reshape(-1, 9)]
         self._geometry = np.concatenate(flat, axis=1).astype(np.float32)
         materials = [*room.surfaces, *(p.material for p in primitives)]
@@ -170,7 +176,7 @@ class Scene:
     def random(
         cls, seed: int | np.random.Generator, style: str = "room", shadow_px: int = 192
     ) -> Scene:
-        """A random furnished room or outdoor scene: one of ALL_STYLES or of STYLE_GROUPS.
+        """Return a random furnished room or outdoor scene; style: of ALL_STYLES or STYLE_GROUPS.
 
         Raises ValueError for an unknown style.
         """
@@ -186,16 +192,19 @@ class Scene:
 
     @property
     def style(self) -> str:
-        """The style, one of STYLES."""
+        """The style, one of ALL_STYLES."""
         return self.room.style
 
     @property
     def label_count(self) -> int:
-        """K: labels are 1..K, in view or not."""
+        """Number of labels K, which are 1..K, whether in view or not."""
         return ROOM_FACES + len(self.room.primitives)
 
     def contains(self, points: F64, margin_m: float = 0.0) -> NDArray[np.bool_]:
-        """Whether world points (N, 3) are free, (N,): in the room and in no primitive."""
+        """Return whether world points (N, 3) are free, (N,): in the room and in no primitive.
+
+        Every primitive counts as the box around it. margin_m: least distance from walls and boxes.
+        """
         delta = np.atleast_2d(points)[:, None] - self._centre
         offset = np.abs(np.einsum("pij,npj->npi", self._to_metric, delta))
         in_room = (offset[:, 0] <= self._half[0] - margin_m).all(1)
@@ -203,10 +212,11 @@ class Scene:
         return in_room & ~in_primitive
 
     def render(self, camera: Camera, T_world_camera: F64, antialias: bool = True) -> Rendered:
-        """Image, depth and labels from a pose (4, 4) inside the room.
+        """Render image, depth and labels from a pose (4, 4) inside the room.
 
-        Depth and labels are those of the ray through the pixel's centre. With `antialias` the
-        colours at edges of primitives are means of four rays; without, it is about twice as fast.
+        Depth and labels belong to the ray through the pixel's centre. With `antialias` the colours
+        at edges of primitives are means of four rays; without it, rendering is about twice as fast.
+        Raises ValueError for a pose of another shape.
         """
         rotation, origin = _pose(T_world_camera)
         rays, has_ray = _camera_rays(camera)
@@ -234,9 +244,9 @@ class Scene:
         return Rendered(image.reshape(*depth.shape, 3), depth, labels.reshape(depth.shape))
 
     def probe(self, camera: Camera, T_world_camera: F64) -> tuple[F32, I32]:
-        """Depth (H, W) float32 m and primitive (H, W) int32, 0 the room, without an image.
+        """Return depth (H, W) float32 m and primitive (H, W) int32, 0 = the room, without an image.
 
-        Several times faster than an image.
+        This is several times faster than `render`.
         """
         rotation, origin = _pose(T_world_camera)
         rays, _ = _camera_rays(camera)
@@ -246,7 +256,10 @@ class Scene:
     def lidar(
         self, T_world_lidar: F64, pattern: LidarPattern = LidarPattern(), seed: int = 0
     ) -> F32:
-        """One sweep: points (N, 3) float32 in the LiDAR frame; points out of range are dropped."""
+        """Return one sweep: points (N, 3) float32 m in the LiDAR frame, without those out of range.
+
+        seed: of the range noise. Raises ValueError for a pose that is not (4, 4).
+        """
         rotation, origin = _pose(T_world_lidar)
         directions = pattern.directions()
         ranges, _ = self._cast_rays(origin, rotation, np.ascontiguousarray(directions.T))
@@ -260,7 +273,7 @@ class Scene:
     # --- casting ---------------------------------------------------------------------------------
 
     def _room_exit(self, origin: F64, rotation: F64, rays: F32) -> F32:
-        """Where rays (3, n) of a frame leave the room."""
+        """Return the parameter t (n,) at which rays (3, n) of a frame leave the room."""
         start = (self._to_unit[0] @ (origin - self._centre[0])).astype(np.float32)
         d = (self._to_unit[0] @ rotation).astype(np.float32) @ rays
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -268,7 +281,9 @@ class Scene:
             return np.fmin(np.fmin(exits[0], exits[1]), exits[2])
 
     def _rectangles(self, origin: F64, rotation: F64, camera: Camera) -> I32:
-        """Rows r0:r1, columns c0:c1 (P + 1, 4) that a primitive can cover; empty if out of view."""
+        """Return rows r0:r1 and columns c0:c1 (P + 1, 4) that each primitive can cover; empty for
+        one behind the camera or out of view.
+        """
         signs = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)])
         offsets = np.einsum("pij,pkj->pki", self._axes, signs[None] * self._half[:, None])
         corners = (self._centre[:, None] + offsets - origin) @ rotation
@@ -293,7 +308,9 @@ class Scene:
         return box.astype(np.int32)
 
     def _cast_view(self, origin: F64, rotation: F64, rays: F32, boxes: I32) -> tuple[F32, I32]:
-        """Depth (H, W) and primitive (H, W), 0 the room, along camera rays (3, H, W) with z = 1."""
+        """Return depth (H, W) and primitive (H, W), 0 = the room, along camera rays (3, H, W) with
+        z = 1.
+        """
         shape = rays.shape[1:]
         depth = self._room_exit(origin, rotation, rays.reshape(3, -1)).reshape(shape)
         primitive = np.zeros(shape, np.int32)
@@ -318,9 +335,9 @@ class Scene:
         pixels: tuple[I32, I32] | None = None,
         boxes: I32 | None = None,
     ) -> tuple[F32, I32]:
-        """First hit t (n,) and primitive (n,) along any rays (3, n) of a frame.
+        """Return the first hit t (n,) and its primitive (n,) along any rays (3, n) of a frame.
 
-        With pixels (rows, columns) and boxes a primitive is tried only by the rays of its
+        With pixels (rows, columns) and boxes, each primitive is tested only against the rays of its
         rectangle.
         """
         t = self._room_exit(origin, rotation, rays)
@@ -347,7 +364,9 @@ class Scene:
         return t, primitive
 
     def _in_primitives(self, origin: F64, rotation: F64) -> tuple[F32, F32]:
-        """Turn (P + 1, 3, 3) and origin (P + 1, 3) of a frame as every primitive sees them."""
+        """Return rotation (P + 1, 3, 3) and origin (P + 1, 3) of a frame in the unit frame of every
+        primitive.
+        """
         turns = (self._to_unit @ rotation).astype(np.float32)
         starts = np.einsum("pij,pj->pi", self._to_unit, origin - self._centre).astype(np.float32)
         return turns, starts
@@ -355,11 +374,14 @@ class Scene:
     def _smooth(
         self, origin: F64, rotation: F64, rays: F32, boxes: I32, edges: I32, angle: float
     ) -> F32:
-        """Mean colour (n, 3) of four rays through each of the pixels `edges` (flat indices)."""
+        """Return the mean colour (n, 3) of four rays through each of the pixels `edges`.
+
+        edges: flat indices (n,).
+        """
         width = rays.shape[2]
         rows, columns = np.divmod(edges, width)
         here = rays[:, rows, columns]
-        # One-sided differences: exact for a pinhole, close for a lens.
+        # One-sided differences are exact for a pinhole and close for a lens with distortion.
         right = rays[:, rows, np.minimum(columns + 1, width - 1)] - here
         left = here - rays[:, rows, np.maximum(columns - 1, 0)]
         across = np.where(columns + 1 < width, right, left)
@@ -379,7 +401,9 @@ class Scene:
     def _shade(
         self, origin: F64, rays: F32, t: F32, primitive: I32, radians_per_px: float
     ) -> tuple[F32, I32]:
-        """Display colours (n, 3) in 0..1 and surfaces (n,), label - 1, of hits along world rays."""
+        """Return display colours (n, 3) in 0..1 and surfaces (n,), label - 1, of hits at t (n,)
+        along world rays (3, n).
+        """
         point = [rays[k] * t + np.float32(origin[k]) for k in range(3)]
         normal, surface, u, v = self._surface(primitive, point)
         facing = np.abs(sum(normal[k] * rays[k] for k in range(3)))
@@ -401,12 +425,14 @@ class Scene:
             distance = t * np.sqrt(rays[0] ** 2 + rays[1] ** 2 + rays[2] ** 2)
             clear = np.exp(distance * np.float32(-1 / self.room.haze_m))[:, None]
             colour = colour * clear + self.room.haze.astype(np.float32) * (1 - clear)
-        # A film's shoulder, then the display's gamma.
+        # Tone mapping like the shoulder of a film, then the display's gamma.
         image = 1.0 - np.exp(-np.maximum(colour, 0.0))
         return np.power(image, np.float32(1 / 2.2)), surface
 
     def _surface(self, primitive: I32, point: list[F32]) -> tuple[list[F32], I32, F32, F32]:
-        """Unit normals (3 of (n,)), surfaces (n,) and texture coordinates (n,) in m of hits."""
+        """Return unit normals (3 of (n,)), surfaces (n,) and texture coordinates u, v (n,) m of
+        hits.
+        """
         rows = self._geometry[primitive].T
         delta = [point[k] - rows[9 + k] for k in range(3)]
         metric = [sum(rows[3 * i + k] * delta[k] for k in range(3)) for i in range(3)]
@@ -446,7 +472,7 @@ class Scene:
     def _light(
         self, point: list[F32], normal: list[F32], rays: F32, surface: I32
     ) -> tuple[F32, F32]:
-        """Diffuse irradiance and specular radiance, (n, 3) each."""
+        """Return diffuse irradiance and specular radiance of hits, (n, 3) each."""
         crease = np.ones_like(point[0])
         for axis in range(3):
             gap = np.float32(self.room.half[axis])
@@ -474,7 +500,9 @@ class Scene:
         return light, shine
 
     def _shadow_cubes(self) -> list[F32]:
-        """Depth from each lamp through the faces of a cube (6, S, S); cast at the first use."""
+        """Return the depth from each lamp through the faces of a cube, (6, S, S); cast at the first
+        use.
+        """
         if len(self._shadows) < len(self.room.lamps):
             size = self._shadow_px
             face = Camera(size, size, size / 2, size / 2, size / 2 - 0.5, size / 2 - 0.5)
@@ -491,7 +519,7 @@ class Scene:
 
 
 def _pose(T_world_frame: F64) -> tuple[F64, F64]:
-    """Rotation (3, 3) and origin (3,) of a pose (4, 4)."""
+    """Return rotation (3, 3) and origin (3,) of a pose (4, 4)."""
     pose = np.asarray(T_world_frame, np.float64)
     if pose.shape != (4, 4):
         raise ValueError(f"A pose is a (4, 4) matrix, not {pose.shape}.")
@@ -499,7 +527,7 @@ def _pose(T_world_frame: F64) -> tuple[F64, F64]:
 
 
 def _camera_rays(camera: Camera) -> tuple[F32, NDArray[np.bool_]]:
-    """Rays (3, H, W) float32 with z = 1, and where (H, W) the camera has one."""
+    """Return rays (3, H, W) float32 with z = 1, and where (H, W) the camera has one."""
     rays = np.ascontiguousarray(np.moveaxis(camera.rays(), -1, 0), np.float32)
     has_ray: NDArray[np.bool_] = np.all(np.isfinite(rays), axis=0)
     if not has_ray.all():
@@ -508,7 +536,7 @@ def _camera_rays(camera: Camera) -> tuple[F32, NDArray[np.bool_]]:
 
 
 def _edges(labels: I32) -> I32:
-    """Flat indices of pixels (H, W) with another label at their right or below, and of those."""
+    """Return the flat indices of the pixels of labels (H, W) on either side of a label change."""
     edge = np.zeros(labels.shape, bool)
     across = labels[:, 1:] != labels[:, :-1]
     down = labels[1:] != labels[:-1]
@@ -520,7 +548,7 @@ def _edges(labels: I32) -> I32:
 
 
 def _cube_rotations() -> F64:
-    """Rotations (6, 3, 3), world from camera, that look along +x -x +y -y +z -z."""
+    """Return rotations (6, 3, 3), world from camera, that look along +x -x +y -y +z -z."""
     faces = []
     for axis in range(3):
         for sign in (1.0, -1.0):
@@ -535,10 +563,10 @@ _CUBE_ROTATIONS = _cube_rotations()
 
 
 def _visible(lamp: Lamp, cube: F32, point: list[F32], normal: list[F32], distance: F32) -> F32:
-    """Visibility 0..1 (n,) of a lamp: soft edges one texel of the cube wide."""
+    """Return the visibility (n,) of a lamp, 0..1; shadow edges are one texel of the cube wide."""
     pixels = cube.shape[1]
     texel = distance * np.float32(2.0 / pixels)
-    push = np.float32(0.01) + np.float32(1.2) * texel  # off the surface, which would shade itself
+    push = np.float32(0.01) + np.float32(1.2) * texel  # else the surface would shade itself
     away = [point[k] + normal[k] * push - np.float32(lamp.position[k]) for k in range(3)]
     size = [np.abs(c) for c in away]
     on_x = (size[0] >= size[1]) & (size[0] >= size[2])

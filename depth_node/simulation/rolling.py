@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A rolling shutter on a moving robot: every row of its image is taken at another time."""
+"""Rendering of a rolling-shutter image on a moving robot: every row has a time of its own."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ def render_rows(
     T_world_camera: Callable[[float], NDArray[np.float64]],
     readout_s: float,
 ) -> Rendered:
-    """What a pinhole camera sees that reads its rows from the first, at 0 s, to the last, at
-    readout_s. T_world_camera: (4, 4) by time in s. The depth of a row is along the optical axis
-    that the camera has at the row's time.
+    """Render the view of a pinhole camera that reads its rows one after another.
+
+    The first row is read at 0 s, the last at readout_s. T_world_camera: (4, 4) by time in s. The
+    depth of a row is along the optical axis that the camera has at the row's time.
     """
     rows = []
     for row in range(camera.height):
-        # The rows beside it are for the edges that are smoothed.
+        # Anti-aliasing of a row needs its neighbours, so three rows are rendered for each.
         shift = camera.cy - row + 1
         three = Camera(camera.width, 3, camera.fx, camera.fy, camera.cx, shift)
         time_s = readout_s * row / max(1, camera.height - 1)

@@ -21,28 +21,30 @@ from depth_node.simulation.primitives import (
 from depth_node.simulation.textures import TEXTURE_NAMES, TEXTURE_SETS
 
 STYLES = ("room", "desk", "bin", "shelf")
-FREE_TRIES = 12  # to find a free place for a piece
+FREE_TRIES = 12  # random places to try for a piece
 
 
 def furnish(rng: np.random.Generator, style: str) -> Room:
-    """A random room; `style` is one of STYLES and selects its centrepiece."""
+    """Return a random room; `style` is one of STYLES and selects its centrepiece."""
     return _RoomBuilder(rng, style).build()
 
 
 class _RoomBuilder(SceneBuilder):
-    """Builds a room piece by piece."""
+    """Builder of a room from pieces."""
 
     def __init__(self, rng: np.random.Generator, style: str) -> None:
         super().__init__(rng, style)
         self.taken: list[tuple[float, float, float]] = []  # x, y, radius on the floor
 
     def free(self, radius: float, wall: bool = False) -> tuple[float, float, float] | None:
-        """A free pose (x, y, yaw) with `radius` around it, at a wall or anywhere, or None."""
+        """Draw a pose (x, y, yaw) whose surroundings within `radius` are free, at a wall or
+        anywhere, and mark it as taken; None if FREE_TRIES draws find no free one.
+        """
         hx, hy = self.half[0], self.half[1]
         for _ in range(FREE_TRIES):
             if wall:
                 side = int(self.rng.integers(4))
-                yaw = side * math.pi / 2  # front looks away from the wall
+                yaw = side * math.pi / 2  # the front faces away from the wall
                 depth = self.uniform(0.02, 0.05)
                 along = self.uniform(-1, 1) * ((hy if side % 2 == 0 else hx) - radius)
                 x, y = (
@@ -101,7 +103,9 @@ class _RoomBuilder(SceneBuilder):
     def clutter(
         self, count: int, half_x: float, half_y: float, ground: float, limit: float = 0.45
     ) -> None:
-        """Small objects below `limit` on a rectangle 2 half_x by 2 half_y at height `ground`."""
+        """Add small objects, lower than `limit`, on a rectangle 2 half_x by 2 half_y at height
+        `ground`, m.
+        """
         placed: list[tuple[float, float, float]] = []
         for _ in range(count):
             x, y = self.uniform(-half_x, half_x), self.uniform(-half_y, half_y)
@@ -113,7 +117,7 @@ class _RoomBuilder(SceneBuilder):
             self.small_object(x, y, ground, size, limit)
 
     def small_object(self, x: float, y: float, z: float, size: float, limit: float) -> None:
-        """One small object of about `size` (radius, m) standing at (x, y, z)."""
+        """Add one small object of about radius `size`, lower than `limit`, at (x, y, z), m."""
         r = self.uniform
         yaw = rotation_zyx(r(-math.pi, math.pi))
         choice = self.rng.random()
@@ -329,7 +333,7 @@ class _RoomBuilder(SceneBuilder):
         self.clutter(items, half_x * 0.8, half_y * 0.8, 2 * wall, height)
 
     def on_wall(self) -> None:
-        """A door, a window, a poster, a pillar or a radiator at a wall."""
+        """Add a door, a window, a poster, a pillar or a radiator at a wall."""
         hx, hy, top = self.half[0], self.half[1], 2 * self.half[2]
         side = int(self.rng.integers(4))
         span = hy if side % 2 == 0 else hx
@@ -379,7 +383,7 @@ class _RoomBuilder(SceneBuilder):
         self.place_pieces(int(2 + density * area * 0.28), int(density * area * 0.16), lamps)
         for _ in range(int(self.rng.integers(2, 8))):
             self.on_wall()
-        if self.chance(0.5):  # skirting boards say where the floor ends
+        if self.chance(0.5):  # skirting boards
             m = self.material("wood" if self.chance(0.5) else "wall")
             tall = r(0.03, 0.06)
             for k in range(4):
@@ -401,7 +405,7 @@ class _RoomBuilder(SceneBuilder):
         )
 
     def centrepiece(self) -> F64:
-        """Build the centrepiece of a close-up style; returns the point to look at."""
+        """Build the centrepiece of a close-up style and return the point to look at, (3,) m."""
         r = self.uniform
         if self.style == "desk":
             height, length, width = r(0.65, 0.8), r(1.2, 2.0), r(0.65, 1.0)
@@ -426,7 +430,7 @@ class _RoomBuilder(SceneBuilder):
                 self.table(r(1.2, 1.8), r(1.0, 1.4), base, 0)
             self.at(x, y, base, yaw)
             self.tote(half_x, half_y, height, int(self.rng.integers(2, 20)))
-            if self.chance(0.5):  # a neighbour
+            if self.chance(0.5):  # a second tote beside it
                 self.at(x, y, base, yaw)
                 self.at_shift(2 * half_x + 0.08)
                 self.tote(half_x, half_y, height, int(self.rng.integers(0, 8)))

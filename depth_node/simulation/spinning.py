@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A LiDAR that turns while the robot moves: every column of its scan is measured elsewhere."""
+"""Scans of a spinning LiDAR on a moving robot: every column is measured from another pose."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from scipy.spatial.transform import Rotation
 
 from depth_node.simulation.renderer import LidarPattern, Scene
 
-_SLICE_DEG = 3.6  # of a turn that is measured at once
+_SLICE_DEG = 3.6  # part of a turn whose points share one time and pose
 
 
 def moving_pose(
@@ -21,8 +21,11 @@ def moving_pose(
     velocity: NDArray[np.float64],
     turn_rate: NDArray[np.float64],
 ) -> Callable[[float], NDArray[np.float64]]:
-    """T_world_body (4, 4) by seconds from the given pose on; velocity (3,) m/s in the world and
-    turn_rate (3,) rad/s in the body are constant."""
+    """Return the pose T_world_body (4, 4) as a function of time, s, which is the given one at 0 s.
+
+    The velocity (3,) m/s in the world frame and the turn rate (3,) rad/s in the body frame are
+    constant.
+    """
 
     def pose(time_s: float) -> NDArray[np.float64]:
         T = T_world_body.copy()
@@ -40,11 +43,11 @@ def spinning_scan(
     period_s: float = 0.1,
     seed: int = 0,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Points (N, 3), each in the LiDAR's frame of its own time, and these times (N,) s.
+    """Return points (N, 3) m, each in the LiDAR frame at its own time, and these times (N,) s.
 
     T_world_lidar: (4, 4) by time in s. A whole turn takes period_s; it begins at 0 s at the back
-    (-180 degrees), so that the LiDAR looks ahead at half of it. Only what the pattern's horizontal
-    field of view holds is measured.
+    (-180 degrees), so the LiDAR looks ahead at half of it. Only the pattern's horizontal field of
+    view is measured.
     """
     low, high = pattern.horizontal_fov_deg
     slices = max(1, round((high - low) / _SLICE_DEG))

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Procedural textures of rendered rooms: seamless scalar tiles with mip levels.
+"""Procedural textures of rendered scenes: seamless scalar tiles with mip levels.
 
 A tile has 256 x 256 values in 0..1, which a material maps to colours. There are TEXTURE_SETS sets
-of all tiles; a set is generated from its number when it is first used.
+of all tiles; a set is generated from its number at its first use.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ TEXTURE_NAMES = (
 
 
 def _periodic_noise(rng: np.random.Generator, cells_x: int, cells_y: int) -> F32:
-    """Seamless smooth value noise in 0..1, (256, 256)."""
+    """Return seamless smooth value noise in 0..1, (256, 256)."""
     lattice = rng.random((cells_y, cells_x), dtype=np.float32)
     lattice = np.pad(lattice, 2, mode="wrap")
     size = TEXTURE_SIZE_PX
@@ -54,7 +54,7 @@ def _fbm(rng: np.random.Generator, cells: int, octaves: int = 4, stretch: int = 
 
 
 def make_texture(name: str, rng: np.random.Generator) -> F32:
-    """One seamless tile (256, 256) float32 in 0..1. Raises ValueError for an unknown name."""
+    """Return a tile (256, 256) float32 in 0..1. Raises ValueError for an unknown name."""
     size = TEXTURE_SIZE_PX
     y, x = np.mgrid[0:size, 0:size].astype(np.float32) / size
     fine = _fbm(rng, 16, 3)
@@ -139,7 +139,7 @@ def make_texture(name: str, rng: np.random.Generator) -> F32:
 
 @functools.lru_cache(maxsize=TEXTURE_SETS)
 def texture_set(index: int) -> NDArray[np.uint8]:
-    """All textures of a set with mip levels, flat (n,): texture by texture, level by level."""
+    """Return all textures of a set with mip levels, (n,): texture by texture, level by level."""
     rng = np.random.default_rng([index, 7919])
     parts = []
     for name in TEXTURE_NAMES:
@@ -156,7 +156,11 @@ _TEXTURE_STRIDE = int(np.sum(_LEVEL_SIZE.astype(np.int64) ** 2))
 
 
 def look_up(bank: NDArray[np.uint8], texture: I32, u: F32, v: F32, texels_per_px: F32) -> F32:
-    """Bilinear values (n,) 0..1 at (u, v) tiles, from the level whose texel is about a pixel."""
+    """Return bilinear values (n,) in 0..1 at (u, v), (n,) in tiles, from the mip level whose texel
+    is about a pixel.
+
+    bank: of texture_set. texture: (n,) indices of TEXTURE_NAMES. texels_per_px: (n,) at level 0.
+    """
     level = np.clip(np.log2(np.maximum(texels_per_px, 1e-6)) + 0.5, 0, TEXTURE_LEVELS - 1).astype(
         np.int32
     )

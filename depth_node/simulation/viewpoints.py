@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where cameras stand in a scene: random views with something in them, and walks through it."""
+"""Camera poses in a scene: random views of several objects, and walks through free space."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ from depth_node.simulation.renderer import F64, Scene
 
 
 def look_at(position: F64, target: F64, roll: float = 0.0) -> F64:
-    """T_world_camera (4, 4) at `position` with the axis through `target`; roll in radians."""
+    """Return T_world_camera (4, 4) at `position` (3,) with the optical axis through `target` (3,).
+
+    roll: in radians.
+    """
     forward = np.asarray(target, np.float64) - np.asarray(position, np.float64)
     forward = forward / np.linalg.norm(forward)
     right = np.cross(forward, [0.0, 0.0, 1.0])
-    if np.linalg.norm(right) < 1e-6:  # straight up or down
+    if np.linalg.norm(right) < 1e-6:  # the axis is vertical
         right = np.array([0.0, -1.0, 0.0])
     right = right / np.linalg.norm(right)
     down = np.cross(forward, right)
@@ -34,7 +37,10 @@ _PROBE = Camera(16, 12, 11.0, 11.0, 7.5, 5.5)
 def random_view(
     scene: Scene, rng: np.random.Generator, width: int, height: int
 ) -> tuple[Camera, F64]:
-    """A camera of 45 to 85 degrees and T_world_camera (4, 4) with several primitives in view."""
+    """Draw a camera of 45 to 85 degrees and T_world_camera (4, 4) with several primitives in view.
+
+    If 40 draws fail, the camera looks down from above at the room's focus.
+    """
     view = math.radians(float(rng.uniform(45, 85)))
     focal = width / 2 / math.tan(view / 2)
     camera = Camera(width, height, focal, focal, width / 2 - 0.5, height / 2 - 0.5)
@@ -60,7 +66,7 @@ def random_view(
 
 
 def _random_aim(scene: Scene, rng: np.random.Generator) -> tuple[F64, F64]:
-    """Position and target (3,) of a camera that is typical of the style."""
+    """Draw position and target, (3,) m each, of a camera that is typical of the style."""
     half, focus = scene.room.half, scene.room.focus
     if scene.style == "room":
         on_floor = rng.uniform(-1, 1, 2) * (half[:2] - 0.25)
@@ -72,7 +78,7 @@ def _random_aim(scene: Scene, rng: np.random.Generator) -> tuple[F64, F64]:
     distance = float(rng.uniform(0.3, 1.6) if scene.style == "desk" else rng.uniform(0.25, 1.1))
     steep = {"desk": (0.15, 1.1), "bin": (0.5, 1.45), "shelf": (-0.3, 0.6)}[scene.style]
     pitch, yaw = rng.uniform(*steep), rng.uniform(-math.pi, math.pi)
-    if scene.style == "shelf":  # in front of it
+    if scene.style == "shelf":  # the camera stands in front of the shelf
         front = scene.room.primitives[0].axes[:, 0]
         yaw = math.atan2(front[1], front[0]) + rng.normal(0, 0.35)
     position = focus + distance * _direction(yaw, pitch)
@@ -80,7 +86,9 @@ def _random_aim(scene: Scene, rng: np.random.Generator) -> tuple[F64, F64]:
 
 
 def _outdoor_aim(focus: F64, rng: np.random.Generator) -> tuple[F64, F64]:
-    """From the height of a small robot to a lorry's, mostly along the road."""
+    """Draw position and target, (3,) m each: from a small robot's height to a lorry's, mostly along
+    the road.
+    """
     height = rng.uniform(0.25, 1.2) if rng.random() < 0.4 else rng.uniform(1.2, 2.6)
     position = np.array([rng.uniform(-8, 8), focus[1] + rng.normal(0, 1.0), height])
     yaw = rng.normal(0.0, 0.25) + (math.pi if rng.random() < 0.25 else 0.0)
@@ -90,16 +98,16 @@ def _outdoor_aim(focus: F64, rng: np.random.Generator) -> tuple[F64, F64]:
 
 
 def _direction(yaw: float, pitch: float) -> F64:
-    """Unit vector (3,) at a heading and an elevation in radians."""
+    """Return the unit vector (3,) at a heading and an elevation in radians."""
     flat = math.cos(pitch)
     return np.array([math.cos(yaw) * flat, math.sin(yaw) * flat, math.sin(pitch)])
 
 
 def camera_path(scene: Scene, n: int, seed: int = 0) -> F64:
-    """T_world_camera (n, 4, 4): a smooth closed walk through free space, looking across the room.
+    """Return T_world_camera (n, 4, 4) of a smooth closed walk whose views look across the room.
 
-    The best of several random loops: outside primitives, nothing close to the lens, far views.
-    Raises ValueError if n is below 1.
+    Of several random loops the best is taken: outside primitives, nothing close to the lens, far
+    views. Raises ValueError if n is below 1.
     """
     if n < 1:
         raise ValueError(f"A camera path needs at least one pose, not {n}.")
@@ -118,8 +126,8 @@ def camera_path(scene: Scene, n: int, seed: int = 0) -> F64:
 
 
 def _loop(scene: Scene, rng: np.random.Generator, n: int) -> F64:
-    """Positions and targets (n, 2, 3): a closed ellipse at the height of a hand-held camera that
-    looks past the middle.
+    """Draw positions and targets (n, 2, 3) m of a closed ellipse at the height of a hand-held
+    camera, which looks past the middle of the room.
     """
     half = scene.room.half
     phase = 2 * math.pi * (np.arange(n) / n) + rng.uniform(0, 2 * math.pi)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Render a walk through a procedural room as frame folders with truth and LiDAR."""
+"""Rendering of a walk through a procedural room as frame folders with truth and LiDAR."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ STEPS_OF_WALK = 160  # the views are half of a closed walk through the room
 def render_walk(
     folder: Path, count: int, seed: int, size: tuple[int, int], progress: Progress
 ) -> None:
-    """Render views of a room as frame folders, unless the folder has them already.
+    """Render `count` views of a room as frame folders, unless the folder has them already.
 
-    size: (height, width) px. progress(label, total) is a context manager whose value is called
-    after each step.
+    size: (height, width) px. progress(label, total): context manager whose value is a function to
+    call after each step.
     """
     note = folder / "rendered.json"
     request = {"seed": seed, "size": list(size), "count": count}
     if note.is_file() and json.loads(note.read_text(encoding="utf-8")) == request:
         return
-    # Spawned, because forking a process in which the thread of a progress bar runs may hang.
+    # Spawn, because forking a process in which the thread of a progress bar runs may hang.
     context = multiprocessing.get_context("spawn")
     workers = min(os.cpu_count() or 1, 8, count)
     with (
@@ -67,7 +67,7 @@ def _ignore_interrupts() -> None:
 
 @lru_cache(maxsize=1)
 def _walk(seed: int) -> tuple[Scene, NDArray[np.float64]]:
-    """The room and the poses T_world_camera (STEPS_OF_WALK, 4, 4) of a walk through it."""
+    """Return the room and the poses T_world_camera (STEPS_OF_WALK, 4, 4) of a walk through it."""
     scene = Scene.random(seed)
     return scene, camera_path(scene, STEPS_OF_WALK, seed)
 
