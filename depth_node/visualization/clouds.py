@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Point clouds as images: in perspective and from above."""
+"""Point clouds drawn as images: in perspective and from above."""
 
 from __future__ import annotations
 
@@ -15,19 +15,21 @@ from depth_node.geometry.camera import Camera
 from depth_node.visualization.colours import ACCENT, MUTED
 from depth_node.visualization.text import put_text
 
-_LEAST_EXTENT = 1e-3  # of a cloud's view, in tangents
+_LEAST_EXTENT = 1e-3  # smallest extent of a cloud to fit into the view: a tangent, or metres
 
 
 def _cloud(
     depth: npt.NDArray[Any], image: npt.NDArray[Any], camera: Camera
 ) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """(N, 3) points in the camera frame and their (N, 3) colours, without edges and far pixels."""
+    """Return points (N, 3) in the camera frame and their colours (N, 3), without flying pixels at
+    depth edges and without far outliers.
+    """
     keep = np.isfinite(depth) & ~flying_pixels(depth)
     if not keep.any():
         return np.empty((0, 3)), np.empty((0, 3), dtype=np.uint8)
     keep &= depth <= 1.2 * np.quantile(depth[keep], 0.95)
     points = camera.backproject(depth)
-    keep &= np.isfinite(points).all(axis=2)  # the corners of a fisheye image have no ray
+    keep &= np.isfinite(points).all(axis=2)  # pixels in the corners of a fisheye image have no ray
     return points[keep].astype(np.float64), image[keep]
 
 
@@ -41,13 +43,13 @@ def point_cloud_view(
     orbit_deg: float = -24.0,
     tilt_deg: float = 18.0,
 ) -> npt.NDArray[Any]:
-    """The metric point cloud in perspective, seen from beside and above the camera.
+    """Draw the metric point cloud in perspective, seen from beside and above the camera.
 
-    depth (H, W) metres, image (H, W, 3), camera of that size -> (height, width, 3) RGB. The view
-    turns about the middle of the cloud by orbit_deg (negative: to the left) and tilt_deg (positive:
-    upwards).
+    depth (H, W) m, image (H, W, 3) RGB and a camera of that size -> (height, width, 3) RGB. The
+    view turns about the middle of the cloud by orbit_deg (negative: to the left) and tilt_deg
+    (positive: upwards).
     """
-    over = 2  # drawn at twice the size and shrunk, for soft edges of the splats
+    over = 2  # draw at twice the size and shrink, for soft edges of the splats
     size = np.array([width * over, height * over])
     canvas = _ground_gradient(height * over, width * over)
     points, colours = _cloud(depth, image, camera)
@@ -68,10 +70,10 @@ def point_cloud_view(
 def top_view(
     depth: npt.NDArray[Any], image: npt.NDArray[Any], camera: Camera, height: int, width: int
 ) -> npt.NDArray[Any]:
-    """The point cloud seen along the camera's y axis on a grid in metres: a floor plan.
+    """Draw the point cloud seen along the camera's y axis on a grid in metres: a floor plan.
 
-    depth (H, W) metres, image (H, W, 3) -> (height, width, 3) RGB. Points well above the camera (a
-    ceiling) are left out. The camera is at the bottom; two lines show its field of view.
+    depth (H, W) m, image (H, W, 3) RGB -> (height, width, 3) RGB. Points well above the camera
+    (a ceiling) are left out. The camera is at the bottom; two lines show its field of view.
     """
     over = 2
     canvas = _ground_gradient(height * over, width * over)
@@ -94,7 +96,7 @@ def top_view(
         x, y = (int(v) for v in (origin[0] + metres * per_metre, origin[1] - metres * per_metre))
         cv2.line(canvas, (x, 0), (x, canvas.shape[0]), (50, 55, 66), over)
         cv2.line(canvas, (0, y), (canvas.shape[1], y), (50, 55, 66), over)
-    # an orthographic view is a perspective view from very far away
+    # An orthographic view equals a perspective view from very far away.
     away = 1e3 * reach
     in_view = np.stack([points[:, 0], -points[:, 2], points[:, 1] + away], axis=1)
     _splat(
@@ -129,7 +131,10 @@ def _ground_gradient(height: int, width: int) -> npt.NDArray[Any]:
 def _orbit(
     middle: npt.NDArray[Any], orbit_deg: float, tilt_deg: float
 ) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """(rotation, eye): point_in_eye = (point - eye) @ rotation, turning about `middle`."""
+    """Return rotation (3, 3) and position (3,) of an eye that has turned about `middle`.
+
+    point_in_eye = (point - eye) @ rotation.
+    """
     turn, tilt = math.radians(orbit_deg), math.radians(tilt_deg)
     about_y = np.array(
         [
@@ -158,13 +163,16 @@ def _splat(
     centre: npt.NDArray[Any],
     pixel_angle: float,
 ) -> None:
-    """Paint square splats of points (N, 3) into `canvas`, each as large as its source pixel."""
+    """Paint a square splat for each point (N, 3) into `canvas` (H, W, 3).
+
+    pixel_angle: width of a source pixel at unit distance; it gives the size of the splats.
+    """
     order = np.argsort(-in_view[:, 2], kind="stable")
     in_view, colours = in_view[order], colours[order]
     u = np.floor(focal * in_view[:, 0] / in_view[:, 2] + centre[0] + 0.5).astype(np.int64)
     v = np.floor(focal * in_view[:, 1] / in_view[:, 2] + centre[1] + 0.5).astype(np.int64)
     side = int(np.clip(math.ceil(focal * pixel_angle * 1.5), 2, 9))
-    # one z-buffered pass per offset of the square; the nearest of all offsets wins
+    # One z-buffered pass per offset in the square; the nearest point of all passes wins.
     flat_depth = np.full(canvas.shape[0] * canvas.shape[1], np.inf, dtype=np.float64)
     flat_colour = canvas.reshape(-1, 3)
     for dv in range(side):

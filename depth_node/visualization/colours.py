@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Colour scales of depth, error and deviation, and colours of regions; unknown is hatched."""
+"""Colour scales of depth, error and standard deviation, and colours of regions.
+
+Pixels without a known value are hatched.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ ERROR_STOPS = ((0.0, (58, 118, 221)), (0.5, (240, 241, 244)), (1.0, (214, 69, 65
 
 
 def _table_of_stops(stops: Sequence[tuple[float, tuple[int, int, int]]]) -> npt.NDArray[Any]:
-    """Piecewise linear colour table (256, 3) uint8 RGB through (position 0..1, colour) stops."""
+    """Return a piecewise linear table (256, 3) uint8 RGB through stops (position 0..1, colour)."""
     at = np.linspace(0.0, 1.0, 256)
     positions = [position for position, _ in stops]
     channels = [np.interp(at, positions, [colour[c] for _, colour in stops]) for c in range(3)]
@@ -35,12 +38,12 @@ def _table_of_stops(stops: Sequence[tuple[float, tuple[int, int, int]]]) -> npt.
 
 @lru_cache(maxsize=8)
 def colour_table(name: str) -> npt.NDArray[Any]:
-    """The (256, 3) uint8 RGB table of a scale: depth, relative, error or deviation.
+    """Return the (256, 3) uint8 RGB table of a scale: depth, relative, error or deviation.
 
     Raises ValueError for another name.
     """
     ramp = np.arange(256, dtype=np.uint8)[:, None]
-    if name == "depth":  # near is warm: reversed turbo without its darkest ends
+    if name == "depth":  # near is warm: turbo, reversed and without its darkest ends
         table = cv2.applyColorMap(ramp, cv2.COLORMAP_TURBO)[:, 0, ::-1]
         positions = np.linspace(0.95, 0.07, 256) * 255
         table = np.stack([np.interp(positions, np.arange(256), table[:, c]) for c in range(3)], 1)
@@ -56,10 +59,11 @@ def colour_table(name: str) -> npt.NDArray[Any]:
 
 @dataclass(frozen=True)
 class Scale:
-    """A colour scale: values to colours, and the labels of its bar.
+    """A colour scale: it maps values to colours and labels its bar.
 
-    `logarithmic` gives equal ratios equal steps, which suits depth: 1 m matters at 3 m, not at 80
-    m. Raises ValueError for limits that cannot be drawn.
+    table: name for colour_table. logarithmic: equal ratios get equal steps, which suits depth: 1 m
+    matters at 3 m, not at 80 m. low_word, high_word: labels of the bar's ends. Raises ValueError
+    for limits that cannot be drawn.
     """
 
     table: str
@@ -77,7 +81,10 @@ class Scale:
             raise ValueError(f"A logarithmic scale needs low > 0, not {self.low}")
 
     def position(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Position of each value on the bar, 0 at low and 1 at high, clipped; NaN stays NaN."""
+        """Return each value's position on the bar, 0 at low and 1 at high, clipped; NaN stays NaN.
+
+        values: of any shape, which the result has too.
+        """
         values = np.asarray(values, dtype=np.float32)
         with np.errstate(invalid="ignore", divide="ignore"):
             if self.logarithmic:
@@ -88,7 +95,10 @@ class Scale:
         return np.clip(position, 0.0, 1.0)
 
     def colours(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """(...,) values -> (..., 3) uint8 RGB; a value that is not finite takes UNKNOWN."""
+        """Return the colours (..., 3) uint8 RGB of values (...,).
+
+        NaN takes UNKNOWN; an infinite value takes the colour of its end of the scale.
+        """
         position = self.position(values)
         known = np.isfinite(position) & ~np.isnan(np.asarray(values, dtype=np.float32))
         index = np.where(known, position, 0.0) * 255 + 0.5
@@ -97,7 +107,7 @@ class Scale:
         return painted
 
     def ticks(self) -> list[float]:
-        """Round values for the bar, at most MOST_TICKS, within [low, high]."""
+        """Return round values in [low, high] for the bar, at most MOST_TICKS."""
         if self.logarithmic:
             for steps in ((1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,)):
                 decades = range(
@@ -119,9 +129,9 @@ class Scale:
 
 
 def depth_scale(*maps: npt.NDArray[Any]) -> Scale:
-    """One scale in metres for all given depth maps (H, W) or depth lists (N,) together.
+    """Return one scale in metres for all given depth maps (H, W) or depth lists (N,) together.
 
-    The ends are the 2 % and 98 % quantiles, so that single outliers do not stretch it.
+    Its ends are the 2 % and 98 % quantiles, so that single outliers do not stretch it.
     """
     finite = [np.asarray(m)[np.isfinite(m) & (np.asarray(m) > 0)] for m in maps]
     values = np.concatenate(finite) if finite else np.empty(0)
@@ -134,7 +144,7 @@ def depth_scale(*maps: npt.NDArray[Any]) -> Scale:
 
 
 def relative_scale(values: npt.NDArray[Any]) -> Scale:
-    """Scale without a unit for a relative depth map (H, W), large = far."""
+    """Return a scale without a unit for a relative depth map (H, W), large = far."""
     finite = values[np.isfinite(values)]
     low, high = (0.0, 1.0) if finite.size == 0 else np.quantile(finite, (0.01, 0.99))
     if not high > low:
@@ -145,7 +155,7 @@ def relative_scale(values: npt.NDArray[Any]) -> Scale:
 
 
 def error_scale(limit_percent: float = 25.0) -> Scale:
-    """Signed relative error in percent: blue is too near, red is too far."""
+    """Return the scale of the signed relative error in percent: blue too near, red too far."""
     return Scale(
         "error",
         -limit_percent,
@@ -157,7 +167,7 @@ def error_scale(limit_percent: float = 25.0) -> Scale:
 
 
 def deviation_scale(std: npt.NDArray[Any]) -> Scale:
-    """Scale in metres for a map (H, W) of standard deviations."""
+    """Return a scale in metres for a map (H, W) of standard deviations."""
     finite = std[np.isfinite(std)]
     high = float(np.quantile(finite, 0.9)) if finite.size else 1.0
     return Scale("deviation", 0.0, max(high, 1e-3))
@@ -173,7 +183,7 @@ def _hatch(height: int, width: int) -> npt.NDArray[Any]:
 
 
 def colour_map(values: npt.NDArray[Any], scale: Scale) -> npt.NDArray[Any]:
-    """(H, W) values -> (H, W, 3) RGB image; unknown pixels hatched."""
+    """Return the image (H, W, 3) RGB of values (H, W); pixels that are not finite are hatched."""
     painted = scale.colours(values)
     unknown = ~np.isfinite(values)
     painted[unknown] = _hatch(*values.shape)[unknown]
@@ -181,14 +191,16 @@ def colour_map(values: npt.NDArray[Any], scale: Scale) -> npt.NDArray[Any]:
 
 
 def relative_error_percent(depth: npt.NDArray[Any], truth: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Signed error in percent of the truth, (H, W) float32; NaN where either is unknown."""
+    """Return the signed error in percent of the truth, (H, W) float32; NaN where either (H, W) is
+    unknown.
+    """
     with np.errstate(invalid="ignore", divide="ignore"):
         error = 100.0 * (depth - truth) / truth
     return np.where(np.isfinite(error) & (truth > 0), error, np.nan).astype(np.float32)
 
 
 def region_palette(count: int) -> npt.NDArray[Any]:
-    """(count + 1, 3) uint8 RGB; colours of neighbouring numbers far apart; 0 is UNKNOWN."""
+    """Return (count + 1, 3) uint8 RGB in which consecutive labels differ clearly; 0 is UNKNOWN."""
     index = np.arange(count + 1)
     hue = (index * 0.61803398875) % 1.0  # golden ratio: consecutive labels never share a hue
     saturation = np.array([150, 110, 190])[index % 3]
@@ -202,7 +214,9 @@ def region_palette(count: int) -> npt.NDArray[Any]:
 def colour_regions(
     labels: npt.NDArray[Any], image: npt.NDArray[Any] | None = None
 ) -> npt.NDArray[Any]:
-    """Regions (H, W) in colours over the grey image (H, W, 3), with thin dark borders."""
+    """Draw regions, labels (H, W), in colours with thin dark borders, over the grey image (H, W, 3)
+    if one is given -> (H, W, 3) RGB.
+    """
     palette = region_palette(int(labels.max(initial=0)))
     painted = palette[labels].astype(np.float32)
     if image is not None:

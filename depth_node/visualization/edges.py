@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LiDAR edges drawn on the edges of the image, before and after a calibration."""
+"""Drawing of LiDAR edges on the edges of the image, before and after a calibration."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from depth_node.visualization.points import draw_points
 
 
 def edges_on_image(frame: FrameInput, T_camera_lidar: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """LiDAR edges as discs, coloured by depth, on the image's edges -> (H, W, 3) RGB.
+    """Draw LiDAR edges as discs, coloured by depth, on the image's edges -> (H, W, 3) RGB.
 
-    T_camera_lidar: (4, 4) instead of the frame's own.
+    T_camera_lidar: (4, 4), used instead of the frame's own.
     """
     strength = edge_strength(frame.image)[..., None]
     ground = np.asarray(0.25 * frame.image + 150 * strength, np.float32)
@@ -43,7 +43,7 @@ def edges_on_image(frame: FrameInput, T_camera_lidar: npt.NDArray[Any]) -> npt.N
 def before_and_after(
     frame: FrameInput, before: npt.NDArray[Any], after: npt.NDArray[Any]
 ) -> npt.NDArray[Any]:
-    """Both poses (4, 4) beside each other -> (H, W, 3) RGB."""
+    """Draw the LiDAR edges with both poses T_camera_lidar (4, 4), side by side -> (H, W, 3) RGB."""
     cards = [
         ImageCard("Before", edges_on_image(frame, before), "LiDAR edges, stated extrinsics"),
         ImageCard("After", edges_on_image(frame, after), "LiDAR edges, calibrated"),

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Panels: depth, points, regions and errors of a frame as titled cards on one image.
 
-Every image is (H, W, 3) uint8 RGB. Depth is metres along the optical axis, NaN unknown. Unknown
-pixels are drawn as hatched dark ground, never in a colour of the scale.
+Every image is (H, W, 3) uint8 RGB. Depth is in metres along the optical axis, NaN where unknown.
+Unknown pixels are drawn as hatched dark ground, never in a colour of the scale.
 """
 
 from __future__ import annotations
@@ -42,18 +42,21 @@ from depth_node.visualization.text import put_text, text_width
 
 @dataclass(frozen=True)
 class ImageCard:
-    """One card of a panel: a title, an image (H, W, 3), a caption, the scale as a bar."""
+    """A card of a panel: a title, an image (H, W, 3), a caption, and the scale drawn as a bar."""
 
     title: str
     image: npt.NDArray[Any]
     caption: str = ""
     scale: Scale | None = None
-    columns: int = 1  # number of columns of the panel that it covers
+    columns: int = 1  # how many columns of the panel the card covers
 
 
 @dataclass(frozen=True)
 class TableCard:
-    """One card of a panel with a table: the first column left, the others right aligned."""
+    """A card of a panel with a table: its first column is left-aligned, the others right-aligned.
+
+    highlight: index of the row to emphasise.
+    """
 
     title: str
     head: Sequence[str]
@@ -69,7 +72,7 @@ PADDING = 12
 TITLE_HEIGHT = 34
 CAPTION_HEIGHT = 26
 BAR_WIDTH = 84
-MIN_BELIEVED = 0.3  # of the known pixels; a cloud of fewer shows them all
+MIN_BELIEVED = 0.3  # of the known pixels; if fewer pass the gates, the cloud shows them all
 
 
 def compose(
@@ -82,7 +85,8 @@ def compose(
 ) -> npt.NDArray[Any]:
     """Draw cards in rows of `columns` on a dark ground under a heading -> (H, W, 3) RGB.
 
-    Cards of one row have the height of the tallest. A card may cover several columns.
+    A row has the height of its tallest one-column card, or of its tallest card if it has none. A
+    card may cover several columns.
     """
     rows: list[list[ImageCard | TableCard]] = [[]]
     for card in cards:
@@ -107,9 +111,9 @@ def compose(
 
 
 def cloud_size(image_size: tuple[int, ...], *, columns: int) -> tuple[int, int]:
-    """(height, width) of an image that fills a card of `columns` columns.
+    """Return (height, width) of an image that fills a card of `columns` columns.
 
-    image_size: (height, width) of the images in the one-column cards of that row.
+    image_size: (height, width) of the images in the one-column cards of the same row.
     """
     single = ImageCard("", np.zeros((*image_size, 3), np.uint8), scale=Scale("depth", 1, 2))
     height = _card_height(single, CARD_WIDTH) - TITLE_HEIGHT - CAPTION_HEIGHT
@@ -160,7 +164,7 @@ def _draw_card(card: ImageCard | TableCard, height: int, width: int) -> npt.NDAr
 
 
 def _draw_bar(ground: npt.NDArray[Any], scale: Scale, box: tuple[int, int, int, int]) -> None:
-    """A vertical colour bar with ticks; box is (x, y, width, height); high values on top."""
+    """Draw a vertical colour bar with ticks, high values on top; box: (x, y, width, height)."""
     x, y, width, height = box
     top, bottom = y, y + height
     if scale.high_word:
@@ -205,20 +209,20 @@ def _draw_table(ground: npt.NDArray[Any], card: TableCard) -> None:
 
 @dataclass(frozen=True)
 class FrameImages:
-    """All images of one processed frame, to be saved one by one or as a panel."""
+    """All images of one processed frame, to be saved singly or as a panel."""
 
     heading: str
     subheading: str
     cards: tuple[ImageCard | TableCard, ...]
 
     def panel(self) -> npt.NDArray[Any]:
-        """All cards on one (H, W, 3) RGB image."""
+        """Draw all cards on one (H, W, 3) RGB image."""
         return compose(self.heading, self.subheading, self.cards)
 
     def save(self, folder: Path, stem: str, *, singles: bool = True) -> list[Path]:
-        """Write `<stem>_panel.png` and, with `singles`, a PNG per image card -> paths, panel first.
+        """Write `<stem>_panel.png` and, with `singles`, a PNG per image card.
 
-        Raises OSError if a file cannot be written.
+        Returns the paths, the panel's first. Raises OSError if a file cannot be written.
         """
         folder.mkdir(parents=True, exist_ok=True)
         paths = [folder / f"{stem}_panel.png"]
@@ -245,12 +249,12 @@ def frame_cards(
     relative_caption: str = "prediction of the network, without metres",
     regions_caption: str = "",
 ) -> list[ImageCard]:
-    """The cards of one frame.
+    """Return the cards of one frame.
 
-    image (H, W, 3) RGB; points: N metric ones; rejected (N,) bool: outliers of the fit, marked by
-    crosses; labels (H, W), None without regions; relative (H, W): relative depth, large = far;
-    gates: depth, its std and what of it may be believed; truth (H, W) metres. Without truth the
-    standard deviation is shown instead of the error.
+    image: (H, W, 3) RGB. points: N metric points. rejected: (N,) bool, outliers of the fit, marked
+    by crosses. labels: (H, W), None without regions. relative: (H, W) relative depth, large = far.
+    gates: depth, its standard deviation, and which pixels pass. truth: (H, W) m; without it the
+    standard deviation takes the place of the error.
     """
     depth, believed = gates.depth, gates.believed_depth()
     few_pass = np.isfinite(believed).sum() <= MIN_BELIEVED * np.isfinite(depth).sum()
@@ -333,7 +337,7 @@ def _error_card(
 
 
 def write_image(path: Path, image: npt.NDArray[Any]) -> None:
-    """Write (H, W, 3) RGB as PNG or JPEG by the suffix. Raises OSError if it cannot."""
+    """Write an image (H, W, 3) RGB as PNG or JPEG by the suffix. Raises OSError if that fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if not cv2.imwrite(str(path), cv2.cvtColor(image, cv2.COLOR_RGB2BGR)):
         raise OSError(f"Could not write {path}: check the folder's permissions and the suffix")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measured points drawn on images."""
+"""Drawing of measured points on images."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ def draw_points(
 ) -> npt.NDArray[Any]:
     """Draw discs with a dark rim at (rows, cols) on a copy of `image` (H, W, 3), in input order.
 
-    rows, cols: (N,) pixels; colours: (N, 3) uint8 RGB; radius_px: None chooses it by the count.
+    rows, cols: (N,) pixels. colours: (N, 3) uint8 RGB. radius_px: None chooses it by the number of
+    points; small discs have no rim.
     """
     image = image.copy()
     if radius_px is None:
@@ -47,7 +48,9 @@ def points_on_image(
     depth: npt.NDArray[Any],
     scale: Scale,
 ) -> npt.NDArray[Any]:
-    """Sparse depth (N,) as coloured discs over the dimmed grey image (H, W, 3); nearest on top."""
+    """Draw sparse depth at (rows, cols), (N,) m each, as coloured discs on the dimmed image
+    (H, W, 3), the nearest on top.
+    """
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None]
     dimmed = (0.22 * image + 0.28 * grey).astype(np.uint8)
     order = np.argsort(-np.asarray(depth), kind="stable")
@@ -59,8 +62,9 @@ def draw_crosses(
     rows: npt.NDArray[Any],
     cols: npt.NDArray[Any],
 ) -> npt.NDArray[Any]:
-    """Crosses in REJECTED with a dark rim at (rows, cols), (N,) px, on a copy of an (H, W, 3)
-    image."""
+    """Draw crosses in REJECTED with a dark rim at (rows, cols), (N,) px, on a copy of `image`
+    (H, W, 3).
+    """
     image = image.copy()
     arm = max(2.0, 0.008 * image.shape[1])
     line = max(1, round(0.35 * arm))
@@ -76,9 +80,11 @@ def draw_crosses(
 
 
 def sparse_map(values: npt.NDArray[Any], scale: Scale, image: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """A map (H, W) known at few pixels (e.g. a LiDAR truth) as dots over the dimmed image."""
+    """Draw a map (H, W) that is known at few pixels, such as a LiDAR truth, as dots on the dimmed
+    image (H, W, 3).
+    """
     rows, cols = np.nonzero(np.isfinite(values))
-    most = 30_000  # more dots would cover each other
+    most = 30_000  # with more, the dots would cover each other
     if len(rows) > most:
         keep = np.linspace(0, len(rows) - 1, most).astype(int)
         rows, cols = rows[keep], cols[keep]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Text on images."""
+"""Drawing of text on images."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import numpy.typing as npt
 from depth_node.visualization.colours import TEXT
 
 FONT = cv2.FONT_HERSHEY_SIMPLEX
-TEXT_OVERSAMPLING = 4  # drawn large and shrunk, because Hershey strokes have no hinting
+TEXT_OVERSAMPLING = 4  # text is drawn large and shrunk, because Hershey strokes have no hinting
 
 
 @lru_cache(maxsize=1024)
 def _text_mask(text: str, size_px: int, bold: bool) -> npt.NDArray[Any]:
-    """Coverage 0..1 of a line of text, (h, w) float32; size_px is the height of a capital."""
+    """Return the coverage 0..1 of a line of text, (h, w) float32; size_px: height of a capital."""
     over = TEXT_OVERSAMPLING
     scale = size_px * over / 21.0  # a Hershey Simplex capital is 21 units high
     thickness = max(1, round(size_px * over * (0.17 if bold else 0.115)))
@@ -32,7 +32,7 @@ def _text_mask(text: str, size_px: int, bold: bool) -> npt.NDArray[Any]:
 
 
 def text_width(text: str, size_px: int, bold: bool = False) -> int:
-    """Width in pixels of a text drawn by `put_text`."""
+    """Return the width in pixels of a text drawn by `put_text`."""
     return _text_mask(_ascii(text), size_px, bold).shape[1] if text else 0
 
 
@@ -46,9 +46,10 @@ def put_text(
     bold: bool = False,
     align: str = "left",
 ) -> None:
-    """Draw one line into `image` (H, W, 3); `at` is (x, y) of the top of the capitals.
+    """Draw one line of text into `image` (H, W, 3); `at` is (x, y) of the top of the capitals.
 
-    align: left, centre or right of x. The font has ASCII only; other signs are spelled out.
+    align: which point of the line is at x: left, centre or right. The font has only ASCII; some
+    other characters are spelled out, the rest become "?".
     """
     if not text:
         return
