@@ -67,7 +67,7 @@ LAZY = {
     ("depth_node.cli.main", "depth_node.ros.parameters"),  # rclpy
     ("depth_node.cli.replay", "depth_node.ros.bags"),  # ROS message packages
     ("depth_node.cli.replay", "depth_node.ros.bags.writer"),
-    ("depth_node.cli.replay", "depth_node.ros.ground"),
+    ("depth_node.cli.replay", "depth_node.ros.transforms.ground"),
     ("depth_node.engine.opening", "depth_node.engine.ort"),
     ("depth_node.engine.opening", "depth_node.engine.trt"),
     ("depth_node.engine.manifest_writer", "depth_node.engine.ort"),

@@ -278,7 +278,7 @@ def _sinks(options: argparse.Namespace, model: str, bag: Any, trouble: dict[str,
     if options.out_bag is not None:
         open_bags()  # says what is missing
         from depth_node.ros.bags.writer import ResultBag
-        from depth_node.ros.ground import Ground
+        from depth_node.ros.transforms.ground import Ground
 
         ground = None
         if options.obstacles:

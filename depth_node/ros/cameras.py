@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Several cameras in one process: a DepthNode for each, one copy of every network, shared LiDARs.
+"""Several cameras in one process: a DepthNode for each, shared networks, LiDARs and TF.
 
 The node `depth_cameras` names the cameras and their topics. Each camera is a lifecycle node of its
 own, `<camera>/depth_node`, with its own parameters, callbacks, worker, memory and diagnostics.
@@ -23,6 +23,7 @@ from depth_node.ros.inputs import INPUTS
 from depth_node.ros.node import DepthNode
 from depth_node.ros.process import run
 from depth_node.ros.shared_topics import SharedTopics
+from depth_node.ros.transforms.tf import SharedTransforms, TfSource
 
 LIDARS = ("points", "scan")
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
@@ -40,7 +41,7 @@ class CameraTopics:
 
 
 class Cameras(GuardedNode):
-    """Reads which cameras there are, subscribes to LiDARs for all of them, brings them up.
+    """Reads which cameras there are, subscribes to LiDARs and TF for all, brings them up.
 
     Raises ConfigError with cause and cure if the parameters name no camera, or one that cannot be.
     """
@@ -56,6 +57,7 @@ class Cameras(GuardedNode):
             " manager.",
         )
         self.lidars = SharedTopics(self)
+        self.transforms = SharedTransforms(lambda: TfSource(self))
         shared = {
             name: self._topic(name, name, f"Topic of the LiDARs' {name}, for all cameras.")
             for name in LIDARS
@@ -63,11 +65,15 @@ class Cameras(GuardedNode):
         self.cameras = [self._camera(name, shared) for name in _checked(names)]
 
     def make_nodes(self) -> list[DepthNode]:
-        """The cameras' nodes, which have their networks and LiDARs in common."""
+        """The cameras' nodes, which have their networks, LiDARs and TF in common."""
         engines = SharedEngines(self._opener)
         nodes = [
             DepthNode(
-                engines.open, self.lidars, context=self.context, cli_args=self._arguments(camera)
+                engines.open,
+                self.lidars,
+                self.transforms,
+                context=self.context,
+                cli_args=self._arguments(camera),
             )
             for camera in self.cameras
         ]

@@ -36,9 +36,7 @@ from depth_node.ros import messages
 from depth_node.ros.bond import ManagerBond
 from depth_node.ros.camera_input import CameraInput
 from depth_node.ros.diagnostics import SeveralPublishers, frame_trouble, type_mismatch
-from depth_node.ros.extrinsics import Extrinsics, NoTransformError, TfSource, TransformSource
 from depth_node.ros.extrinsics_watch import LiveWatch
-from depth_node.ros.ground import Ground, ObstacleView
 from depth_node.ros.guarded_node import (
     GuardedLifecycleNode,
     describe_exception,
@@ -47,7 +45,6 @@ from depth_node.ros.guarded_node import (
 from depth_node.ros.inputs import INPUTS, Inputs, input_types, topic_clashes
 from depth_node.ros.lidar import LidarInput, LidarPoints, UnreadScan
 from depth_node.ros.messages import LidarScan, place
-from depth_node.ros.motion import CameraMotion
 from depth_node.ros.outputs import Outputs, full_name
 from depth_node.ros.parameters import NodeParameters
 from depth_node.ros.process import run
@@ -62,11 +59,20 @@ from depth_node.ros.results import (
 )
 from depth_node.ros.settings import NEEDS_CLEANUP, NEEDS_DEACTIVATE, NodeConfig
 from depth_node.ros.shared_topics import SharedTopics
+from depth_node.ros.transforms.extrinsics import Extrinsics
+from depth_node.ros.transforms.ground import ObstacleView
+from depth_node.ros.transforms.motion import CameraMotion
+from depth_node.ros.transforms.poses import Poses
+from depth_node.ros.transforms.tf import (
+    NoTransformError,
+    SharedTransforms,
+    TfSource,
+    TransformSource,
+)
 from depth_node.ros.worker import LatestWorker, Pace
 
 _CLOSE_TIMEOUT_S = 30.0
 _FOREIGN_CLOCK_S = 60.0  # an image that old, or from the future, was stamped by another clock
-_INSTALL_TF = "install tf2_ros (apt install ros-$ROS_DISTRO-tf2-ros-py)"
 _SUCCESS, _FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 
 
@@ -88,12 +94,15 @@ class DepthNode(GuardedLifecycleNode):
         self,
         opener: Opener = open_configured,
         lidars: SharedTopics | None = None,
+        transforms: SharedTransforms | None = None,
         **node_arguments: Any,
     ) -> None:
-        """opener: opens the networks. lidars: who subscribes to the LiDARs, None: the node itself.
-        Both are shared by the cameras of one process (depth_node.ros.cameras)."""
+        """opener: opens the networks. lidars: who subscribes to the LiDARs, transforms: who
+        listens to TF, None: the node itself. All three are shared by the cameras of one process
+        (depth_node.ros.cameras)."""
         super().__init__("depth_node", **node_arguments)
         self._opener, self._shared_lidars = opener, lidars
+        self._transforms = transforms or SharedTransforms(self.make_transform_source)
         self._settings = NodeParameters(self)
         self._monitor = Monitor()
         self._camera = CameraInput(
@@ -107,10 +116,8 @@ class DepthNode(GuardedLifecycleNode):
         self._several = SeveralPublishers()
         self._pipeline: DepthPipeline | None = None
         self._lidar: LidarInput | None = None
-        self._motion: CameraMotion | None = None
+        self._poses: Poses | None = None
         self._looked_at: CameraMotion | None = None  # its world_frame was judged
-        self._ground: Ground | None = None
-        self._transforms: TransformSource | None = None  # one listener for all that need TF
         self._worker: LatestWorker[PendingImage] | None = None
         self._outputs: Outputs | None = None
         self._bond: ManagerBond | None = None
@@ -134,9 +141,8 @@ class DepthNode(GuardedLifecycleNode):
         try:
             self._check_parameters()
             config = self._settings.config
-            self._lidar = self._make_lidar(config, self._make_extrinsics(config))
-            self._motion = self._make_motion(config)
-            self._ground = self._make_ground(config)
+            self._poses = Poses.of(config, self._transforms, self.warn_throttled)
+            self._lidar = self._make_lidar(config, self._poses.extrinsics)
             with _forward_logs(self.get_logger()):
                 self._pipeline = DepthPipeline(config, opener=self._opener)
                 self._pipeline.warm_up()
@@ -251,10 +257,10 @@ class DepthNode(GuardedLifecycleNode):
             if self._pipeline is not None:
                 steps.callback(self._pipeline.close)
                 self._pipeline = None
-            self._lidar = self._motion = self._ground = None
-            if self._transforms is not None:
-                steps.callback(self._transforms.close)
-                self._transforms = None
+            self._lidar = None
+            if self._poses is not None:
+                steps.callback(self._poses.close)
+                self._poses = None
             if self._housekeeping:
                 timer, *services = self._housekeeping
                 steps.callback(self.destroy_publisher, self._diagnostics)
@@ -323,20 +329,20 @@ class DepthNode(GuardedLifecycleNode):
         self, lidar: LidarInput, pipeline: DepthPipeline, old: NodeConfig, new: NodeConfig
     ) -> None:
         """Other settings from the next frame on; all of them, or none where one is refused."""
-        extrinsics = lidar.extrinsics
-        if (new.T_camera_lidar, new.lidar_sources) != (old.T_camera_lidar, old.lidar_sources):
-            extrinsics = self._make_extrinsics(new)
-        pipeline.reconfigure(new)  # raises for a method that the network cannot serve
+        before = self._poses
+        assert before is not None
+        poses = before.changed(old, new, self._transforms, self.warn_throttled)
+        try:
+            pipeline.reconfigure(new)  # raises for a method that the network cannot serve
+        except Exception:
+            poses.close(kept=before)
+            raise
+        self._poses = poses
+        before.close(kept=poses)
+        extrinsics = poses.extrinsics
         if extrinsics is not lidar.extrinsics:
             pipeline.reset()  # its metres are those of the old extrinsics
-        extrinsics.tolerance_s = new.tf_tolerance_s
-        if (new.world_frame, new.tf_tolerance_s) != (old.world_frame, old.tf_tolerance_s):
-            self._motion = self._make_motion(new)
-        if (new.obstacles, new.tf_tolerance_s) != (old.obstacles, old.tf_tolerance_s):
-            self._ground = self._make_ground(new)
-        if self._transforms is not None and not new.needs_transforms():
-            self._transforms.close()
-            self._transforms = None
+        extrinsics.set_tolerance(new.tf_tolerance_s)
         times = (new.max_scan_age_s, new.lidar_time_offset_s)
         if times != (old.max_scan_age_s, old.lidar_time_offset_s):
             self._lidar = self._make_lidar(new, extrinsics)
@@ -361,44 +367,8 @@ class DepthNode(GuardedLifecycleNode):
                     f"{name} needs new subscriptions: deactivate the node, set it, activate again"
                 )
 
-    def _make_extrinsics(self, config: NodeConfig) -> Extrinsics:
-        fixed = config.fixed_extrinsics()
-        source = None
-        if fixed is None:
-            source = self._listen_to_transforms(
-                "the pose of the LiDAR is unknown: set the parameter T_camera_lidar (16 numbers,"
-                f" row by row), or {_INSTALL_TF} and publish the transform"
-            )
-        return Extrinsics(fixed, source, config.tf_tolerance_s)
-
-    def _make_motion(self, config: NodeConfig) -> CameraMotion | None:
-        if not config.world_frame:
-            return None
-        source = self._listen_to_transforms(
-            f"world_frame needs TF: {_INSTALL_TF}, or empty world_frame"
-        )
-        return CameraMotion(config.world_frame, source, config.tf_tolerance_s)
-
-    def _make_ground(self, config: NodeConfig) -> Ground:
-        source = None
-        if config.obstacles.base_frame:
-            source = self._listen_to_transforms(
-                f"obstacles.base_frame needs TF: {_INSTALL_TF}, or empty it and set"
-                " obstacles.camera_height_m"
-            )
-        return Ground(config.obstacles, source, config.tf_tolerance_s, self.warn_throttled)
-
-    def _listen_to_transforms(self, refusal: str) -> TransformSource:
-        """TF. Raises ConfigError without it; refusal: what needs it, and the cure."""
-        if self._transforms is None:
-            try:
-                self._transforms = self.make_transform_source()
-            except ImportError as error:
-                raise ConfigError(f"{refusal} ({error})") from error
-        return self._transforms
-
     def make_transform_source(self) -> TransformSource:
-        """Where transforms come from without T_camera_lidar. ImportError without tf2_ros."""
+        """The transforms of a node that shares them with no other. ImportError without tf2_ros."""
         return TfSource(self)
 
     def _make_lidar(self, config: NodeConfig, extrinsics: Extrinsics) -> LidarInput:
@@ -465,7 +435,7 @@ class DepthNode(GuardedLifecycleNode):
         if behind_s > self._settings.config.max_scan_age_s:
             self.warn_throttled("jump", f"time jumped back by {behind_s:.1f} s (a bag that loops?)")
             self._newest_ns, self._pace = 0, Pace()  # the scans notice it by their own stamps
-            self._forget_moving()
+            self._transforms.forget_moving()
         self._newest_ns = max(self._newest_ns, stamp_ns)
         if self._outputs is None or not self._outputs.topics_with_subscribers():
             self._monitor.skipped_no_subscribers(now_s)
@@ -473,11 +443,6 @@ class DepthNode(GuardedLifecycleNode):
             self._monitor.skipped_rate_limit(now_s)
         elif self._worker.offer(PendingImage(message, stamp_ns, now_s, self._clock_s())):
             self._monitor.dropped(now_s)
-
-    def _forget_moving(self) -> None:
-        """Time begins anew, and TF would take what comes for too old."""
-        if self._transforms is not None:
-            self._transforms.forget_moving()
 
     def _clock_s(self) -> float:
         """The time of arrivals: simulated time where it is used, so that a bag may be played slowly
@@ -500,11 +465,9 @@ class DepthNode(GuardedLifecycleNode):
 
     def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         self._forget()
-        if self._lidar is not None:
-            self._lidar.extrinsics.forget()
-        if self._ground is not None:
-            self._ground.forget()
-        self._forget_moving()
+        if self._poses is not None:
+            self._poses.forget()
+        self._transforms.forget_moving()
         if self._worker is not None:
             self._worker.clear()
         self._monitor.reset(time.monotonic())
@@ -579,7 +542,8 @@ class DepthNode(GuardedLifecycleNode):
             self._monitor.skipped_no_subscribers(time.monotonic())
             return
         lidar.wait(pending.stamp_ns, config.scan_wait_s)
-        motion, frame = self._motion, pending.message.header.frame_id
+        motion = self._poses.motion if self._poses is not None else None
+        frame = pending.message.header.frame_id
         shutter = None
         if motion is not None and config.camera_readout_time_s > 0:
             shutter = RollingShutter(camera, config.camera_readout_time_s)
@@ -616,8 +580,10 @@ class DepthNode(GuardedLifecycleNode):
     def _obstacle_view(
         self, result: DepthResult, camera: Camera, pending: PendingImage
     ) -> ObstacleView | None:
-        ground, frame = self._ground, pending.message.header.frame_id
-        return ground.view(result, camera, frame, pending.stamp_ns) if ground is not None else None
+        poses, frame = self._poses, pending.message.header.frame_id
+        if poses is None:
+            return None
+        return poses.ground.view(result, camera, frame, pending.stamp_ns)
 
     def _pose(
         self, motion: CameraMotion | None, frame: str, stamp_ns: int

@@ -25,7 +25,7 @@ from depth_node.geometry.millimetres import depth_to_millimetres
 from depth_node.monitor import FrameRecord, Report
 from depth_node.pipeline import DepthResult
 from depth_node.ros import messages
-from depth_node.ros.ground import ObstacleView
+from depth_node.ros.transforms.ground import ObstacleView
 
 RECTIFIED = "~/depth/image_rect"
 UNRECTIFIED = "~/depth/image"  # depth of an image with distortion must not be called rectified

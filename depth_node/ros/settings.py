@@ -245,11 +245,6 @@ class NodeConfig(PipelineConfig):
             "range": self.range_noise,
         }
 
-    def needs_transforms(self) -> bool:
-        """Whether TF is to be listened to."""
-        in_tf = self.fixed_extrinsics() is None
-        return in_tf or bool(self.world_frame or self.obstacles.base_frame)
-
     def fixed_extrinsics(self) -> npt.NDArray[np.float64] | None:
         """T_camera_lidar (4, 4), or None where TF is to be asked."""
         if set(self.lidar_sources) == {"depth"}:  # in the camera's own frame

@@ -19,6 +19,7 @@ pytest.importorskip("rclpy", reason="ROS 2 is not installed")
 from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import TransformStamped
+from rclpy.parameter import Parameter
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import Image
 
@@ -26,8 +27,8 @@ from depth_node.engine.manifest import Manifest, manifest_path
 from depth_node.geometry.rigid import rigid_transform
 from depth_node.pipeline import DepthResult
 from depth_node.ros import messages
-from depth_node.ros.extrinsics import NoTransformError, Transform, TransformSource
 from depth_node.ros.node import DepthNode
+from depth_node.ros.transforms.tf import NoTransformError, Transform, TransformSource
 from tests.helpers.rig import (
     CLOSE,
     IDENTITY,
@@ -327,6 +328,24 @@ def test_tf_is_taken_once_for_all_that_need_it_and_as_long_as_one_does(
         listeners(1)
         assert rig.change("deactivate") and rig.change("cleanup")
         listeners(0)
+
+
+def test_settings_that_need_a_missing_tf_are_refused_whole(network: Path) -> None:
+    """The method was changed all the same, because TF was asked for last."""
+
+    class WithoutTf(DepthNode):
+        def make_transform_source(self) -> TransformSource:
+            raise ImportError("No module named 'tf2_ros'")
+
+    with Rig(*settings(network), node_class=WithoutTf).start() as rig:
+        pipeline = rig.node._pipeline
+        assert pipeline is not None
+        changes = {"fit.method": "slf", "world_frame": "odom"}
+        result = rig.node.set_parameters_atomically(
+            [Parameter(name, value=value) for name, value in changes.items()]
+        )
+        assert not result.successful and "install tf2_ros" in result.reason
+        assert pipeline._config.fit.method == rig.node.config.fit.method == "field"
 
 
 def test_frames_with_a_leading_slash_are_those_of_tf(

@@ -25,7 +25,7 @@ from depth_node.prediction import Prediction
 from depth_node.recordings.files import FrameError
 from depth_node.recordings.sources import ScoredFrame
 from depth_node.ros.bags.writer import BagConfig, ResultBag
-from depth_node.ros.ground import Ground
+from depth_node.ros.transforms.ground import Ground
 from tests.helpers.recordings import CAMERA, T_CAMERA_LIDAR, lidar_of, relative_of, scene
 
 TOPICS = {

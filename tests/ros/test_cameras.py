@@ -7,6 +7,7 @@ import gc
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,14 @@ import pytest
 pytest.importorskip("rclpy", reason="ROS 2 is not installed")
 
 import rclpy
+from geometry_msgs.msg import TransformStamped
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
 from rcl_interfaces.msg import Log
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from sensor_msgs.msg import Image
+from std_srvs.srv import Trigger
 
 from depth_node.engine.options import EngineConfig, ModelConfig
 from depth_node.engine.protocol import Closeable, Engine
@@ -38,11 +41,13 @@ from tests.helpers.rig import (
     Spinner,
     camera_image,
     cloud,
+    header,
     info,
     lidar_points,
     own_domain,
     until,
 )
+from tests.helpers.stand_ins import tf2_ros as tf2_stand_in
 
 
 class Peer:
@@ -288,6 +293,61 @@ def test_each_camera_has_its_own_life(two: Peer) -> None:
     left.trigger_cleanup()
     front.bring_up()
     assert len(opened) == 2, "freed by the last, and opened anew"
+
+
+def test_tf_is_received_once_for_all_cameras_and_as_long_as_one_needs_it(
+    network: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A robot's /tf has hundreds of messages a second, each of which costs Python its time."""
+    monkeypatch.setitem(sys.modules, "tf2_ros", tf2_stand_in)
+    words = ["--ros-args", "-p", "cameras:=[front, left]", "-p", "points:=/lidar/points"]
+    words += ["-p", f"model.path:={network}", "-p", "fit.unanchored_s:=0.0"]
+    with Peer(*words) as rig:
+        _, (front, left) = cameras_of(rig)
+
+        def listeners(count: int) -> None:
+            until(lambda: rig.peer.count_subscribers("/tf") == count, PATIENCE_S, f"{count} on /tf")
+
+        front.bring_up()
+        left.bring_up()
+        listeners(1)
+        heard = rig.listen("left")
+        moving(rig, 99.9, 100.1)
+        assert depth_of_left(rig, heard, 100.0)
+        front._on_reset(Trigger.Request(), Trigger.Response())
+        assert depth_of_left(rig, heard, 100.05), "another camera's reset takes nothing away"
+        front.trigger_deactivate()
+        front.trigger_cleanup()
+        listeners(1)
+        assert depth_of_left(rig, heard, 100.08)
+        depth_of_left(rig, heard, 10.0)  # time has jumped back, and /tf follows
+        moving(rig, 10.1, 10.3)
+        assert depth_of_left(rig, heard, 10.2)
+        front.bring_up()
+        left.trigger_deactivate()
+        left.trigger_cleanup()
+        listeners(1)
+        front.trigger_deactivate()
+        front.trigger_cleanup()
+        listeners(0)
+
+
+def moving(rig: Peer, *times_s: float) -> None:
+    """Publish the pose of a moving LiDAR, until the process has it."""
+    for time_s in times_s:
+        link = TransformStamped(child_frame_id="lidar", header=header(time_s))
+        link.transform.rotation.w = 1.0
+        rig.publish("/tf", link)
+    time.sleep(0.3)
+
+
+def depth_of_left(rig: Peer, heard: list[Image], stamp_s: float) -> bool:
+    """Whether an image and a scan of a time give depth, which here needs TF for that time."""
+    count = len(heard)
+    rig.scan(stamp_s, POINTS, "left")
+    rig.show("left", stamp_s)
+    until(lambda: len(heard) > count, PATIENCE_S, "an answer")
+    return bool(np.isfinite(messages.image_view(heard[-1])).any())
 
 
 def test_a_limited_rate(two: Peer) -> None:

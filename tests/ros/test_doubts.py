@@ -16,10 +16,11 @@ from sensor_msgs.msg import CameraInfo, Image, LaserScan, PointCloud2
 from depth_node.obstacles import ObstacleConfig
 from depth_node.ros import messages
 from depth_node.ros.diagnostics import SeveralPublishers
-from depth_node.ros.extrinsics import Extrinsics, Transform
-from depth_node.ros.ground import Ground
 from depth_node.ros.lidar import LidarInput, UnreadScan
-from depth_node.ros.motion import CameraMotion
+from depth_node.ros.transforms.extrinsics import Extrinsics
+from depth_node.ros.transforms.ground import Ground
+from depth_node.ros.transforms.motion import CameraMotion
+from depth_node.ros.transforms.tf import Transform
 from tests.helpers.rig import Rig, camera_image, cloud, header, info, settings, until
 
 

@@ -302,7 +302,7 @@ def test_an_unknown_name_is_refused_with_a_hint(rig: Rig) -> None:
 
 
 def test_a_refused_set_of_parameters_changes_nothing(rig: Rig) -> None:
-    lidar, motion = rig.node._lidar, rig.node._motion
+    lidar, poses = rig.node._lidar, rig.node._poses
     assert lidar is not None
     extrinsics = lidar.extrinsics
     values = {"T_camera_lidar": [*np.eye(4).ravel()[:-5], 1.0, *np.eye(4).ravel()[-4:]],
@@ -310,7 +310,7 @@ def test_a_refused_set_of_parameters_changes_nothing(rig: Rig) -> None:
     changes = [Parameter(name, value=value) for name, value in values.items()]
     result = rig.node.set_parameters_atomically(changes)
     assert not result.successful and "network" in result.reason
-    assert (rig.node._lidar, rig.node._motion) == (lidar, motion)
+    assert (rig.node._lidar, rig.node._poses) == (lidar, poses)
     assert lidar.extrinsics is extrinsics
     assert rig.node.get_parameter("max_scan_age_s").value != 7.0
 

@@ -14,10 +14,10 @@ from sensor_msgs.msg import LaserScan, PointCloud2
 
 from depth_node.geometry.camera import Camera
 from depth_node.geometry.rolling_shutter import RollingShutter
-from depth_node.ros.extrinsics import Extrinsics
 from depth_node.ros.lidar import LidarInput, LidarPoints, UnreadScan
 from depth_node.ros.messages import place, table_message
-from depth_node.ros.motion import CameraMotion
+from depth_node.ros.transforms.extrinsics import Extrinsics
+from depth_node.ros.transforms.motion import CameraMotion
 from tests.helpers.rig import cloud, header
 
 POINTS = np.random.default_rng(0).normal(5.0, 1.0, (300, 3)).astype(np.float32)

@@ -45,14 +45,14 @@ from depth_node.ros.bags.topics import (
 )
 from depth_node.ros.bags.transforms import BagTransforms
 from depth_node.ros.diagnostics import body_frame_hint
-from depth_node.ros.extrinsics import far_apart, one_pose_for_all
-from depth_node.ros.motion import CameraMotion
 from depth_node.ros.source_clock import (
     SourceClock,
     SourceKey,
     clock_sentence,
     standing_sentence,
 )
+from depth_node.ros.transforms.extrinsics import far_apart, one_pose_for_all
+from depth_node.ros.transforms.motion import CameraMotion
 from depth_node.sentences import both_ends
 
 _LARGEST_OFFSET_S = 4e9  # clocks that began in 1900, and now

@@ -13,7 +13,7 @@ from depth_node.geometry.rigid import rigid_transform
 from depth_node.geometry.transform_tree import TransformError, TransformTree
 from depth_node.recordings.sources import LeftOut
 from depth_node.ros import messages
-from depth_node.ros.extrinsics import NoTransformError
+from depth_node.ros.transforms.tf import NoTransformError
 from depth_node.sentences import both_ends
 
 

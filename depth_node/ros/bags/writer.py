@@ -23,7 +23,6 @@ from depth_node.pipeline import DepthResult
 from depth_node.recordings.files import FrameError, UnfinishedFile, reason_of
 from depth_node.recordings.sources import ScoredFrame
 from depth_node.ros import messages
-from depth_node.ros.ground import Ground, ObstacleView
 from depth_node.ros.results import (
     CAMERA_INFO,
     CONFIDENCE,
@@ -41,6 +40,7 @@ from depth_node.ros.results import (
     message_makers,
     pose_message,
 )
+from depth_node.ros.transforms.ground import Ground, ObstacleView
 
 NODE = "/depth_node"
 FRAME_PERIOD_NS = 100_000_000

@@ -9,6 +9,7 @@ than those is ignored, until somebody clears the buffer.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from geometry_msgs.msg import TransformStamped
@@ -30,30 +31,31 @@ class Buffer:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._moving: dict[str, dict[int, tuple[str, Any]]] = {}
+        self._newest: dict[str, int] = {}
         self._static: dict[str, tuple[str, Any]] = {}
 
-    def set_transform(self, message: TransformStamped, static: bool) -> None:
-        move, turn = message.transform.translation, message.transform.rotation
-        T = rigid_transform((move.x, move.y, move.z), (turn.x, turn.y, turn.z, turn.w))
-        parent, child = message.header.frame_id, message.child_frame_id
-        if not parent or not child or parent == child:
-            raise ValueError("a transform needs two frames")
+    def set_transform(self, message: TransformStamped, authority: str) -> None:
+        parent, child, T = _link(message)
         stamp = message.header.stamp.sec * 1_000_000_000 + message.header.stamp.nanosec
         with self._lock:
-            if static:
-                self._static[child] = (parent, T)
-                return
             times = self._moving.setdefault(child, {})
-            if times and stamp < max(times) - _CACHE_NS:
+            newest = max(stamp, self._newest.get(child, stamp))
+            if stamp < newest - _CACHE_NS:
                 return
-            times[stamp] = (parent, T)
-            for old in [time for time in times if time < max(times) - _CACHE_NS]:
-                del times[old]
+            times[stamp], self._newest[child] = (parent, T), newest
+            while (oldest := next(iter(times))) < newest - _CACHE_NS:  # as they came
+                del times[oldest]
+
+    def set_transform_static(self, message: TransformStamped, authority: str) -> None:
+        parent, child, T = _link(message)
+        with self._lock:
+            self._static[child] = (parent, T)
 
     def clear(self) -> None:
         """Forget moving transforms; static ones stay, as in tf2."""
         with self._lock:
             self._moving.clear()
+            self._newest.clear()
 
     def lookup_transform(self, target: str, source: str, time: Time) -> TransformStamped:
         if target.startswith("/") or source.startswith("/"):
@@ -96,21 +98,32 @@ class Buffer:
             chain.append(parent)
 
 
+def _link(message: TransformStamped) -> tuple[str, str, Any]:
+    move, turn = message.transform.translation, message.transform.rotation
+    T = rigid_transform((move.x, move.y, move.z), (turn.x, turn.y, turn.z, turn.w))
+    parent, child = message.header.frame_id, message.child_frame_id
+    if not parent or not child or parent == child:
+        raise ValueError("a transform needs two frames")
+    return parent, child, T
+
+
 class TransformListener:
     def __init__(self, buffer: Buffer, node: Any, spin_thread: bool = False) -> None:
         self._node = node
         latched = QoSProfile(depth=100, durability=DurabilityPolicy.TRANSIENT_LOCAL)
         self._subscriptions = [
-            node.create_subscription(TransformStamped, "/tf", self._take(buffer, False), 100),
             node.create_subscription(
-                TransformStamped, "/tf_static", self._take(buffer, True), latched
+                TransformStamped, "/tf", self._take(buffer.set_transform), 100
+            ),
+            node.create_subscription(
+                TransformStamped, "/tf_static", self._take(buffer.set_transform_static), latched
             ),
         ]
 
-    def _take(self, buffer: Buffer, static: bool) -> Any:
+    def _take(self, keep: Callable[[TransformStamped, str], None]) -> Any:
         def callback(message: TransformStamped) -> None:
             try:
-                buffer.set_transform(message, static)
+                keep(message, "default_authority")
             except ValueError:  # tf2 leaves out what is no transform, too
                 self._node.get_logger().warning("a transform that is none was left out", once=True)
 

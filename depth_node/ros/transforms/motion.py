@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from depth_node.geometry.rigid import invert_rigid
-from depth_node.ros.extrinsics import NoTransformError, Transform, TransformSource
+from depth_node.ros.transforms.tf import NoTransformError, Transform, TransformSource
 
 
 class CameraMotion:
@@ -70,3 +70,7 @@ class CameraMotion:
             return inverse[0] @ self.pose(camera_frame, then_ns)
 
         return since
+
+    def close(self) -> None:
+        """End the hold on the source of transforms."""
+        self._source.close()

@@ -15,9 +15,9 @@ from sensor_msgs.msg import LaserScan, PointCloud2
 
 from depth_node.obstacles import ObstacleConfig, camera_above_ground
 from depth_node.ros import messages
-from depth_node.ros.extrinsics import NoTransformError, Transform, TransformSource
 from depth_node.ros.node import DepthNode
 from depth_node.ros.results import OUTPUTS
+from depth_node.ros.transforms.tf import NoTransformError, Transform, TransformSource
 from tests.helpers.rig import PATIENCE_S, Rig, settings, until
 
 
@@ -63,7 +63,7 @@ def test_obstacles_by_the_cameras_height(network: Path) -> None:
 
 
 def test_a_scan_about_the_base_frame(network: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("depth_node.ros.ground.LOOK_AGAIN_S", 1e9)
+    monkeypatch.setattr("depth_node.ros.transforms.lookup.LOOK_AGAIN_S", 1e9)
     settled = settings(network, "obstacles.base_frame:=base_footprint")
     with Rig(*settled, node_class=RobotNode).start() as rig:
         heard = rig.listen(LaserScan, "obstacles/scan")

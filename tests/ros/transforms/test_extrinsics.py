@@ -12,7 +12,8 @@ import pytest
 pytest.importorskip("rclpy", reason="rclpy is not installed")
 
 from depth_node.geometry.rigid import rigid_transform
-from depth_node.ros.extrinsics import Extrinsics, NoTransformError, TfSource, Transform
+from depth_node.ros.transforms.extrinsics import Extrinsics
+from depth_node.ros.transforms.tf import NoTransformError, TfSource, Transform
 
 T_AT_1 = rigid_transform((1.0, 0.0, 0.0), (0, 0, 0, 1))
 T_AT_2 = rigid_transform((2.0, 0.0, 0.0), (0, 0, 0, 1))
@@ -68,7 +69,7 @@ def test_another_static_transform_is_noticed_within_a_second(
 ) -> None:
     """Whoever calibrates starts the static publisher anew, and looks at the depth."""
     now = [100.0]
-    monkeypatch.setattr("depth_node.ros.extrinsics.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("depth_node.ros.transforms.lookup.time.monotonic", lambda: now[0])
     buffer = Buffer({0.0: T_AT_1})
     extrinsics = Extrinsics(source=buffer)
     extrinsics.find("camera", "lidar", 1)

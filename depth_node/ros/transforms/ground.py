@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,12 +12,8 @@ import numpy.typing as npt
 from depth_node.geometry.camera import Camera
 from depth_node.obstacles import ObstacleConfig, ObstacleFinder, Obstacles, ground_below
 from depth_node.pipeline import DepthResult
-from depth_node.ros.extrinsics import (
-    LOOK_AGAIN_S,
-    NoTransformError,
-    Transform,
-    TransformSource,
-)
+from depth_node.ros.transforms.lookup import StampedLookup
+from depth_node.ros.transforms.tf import NoTransformError, Transform, TransformSource
 
 _GROUND_LOOKS = 15
 _LARGEST_TRAVEL_M = 1.5  # of a camera on its robot: a mast or an arm that turns
@@ -46,10 +41,9 @@ class Ground:
         tolerance_s: float,
         warn: Callable[[str, str], None],
     ) -> None:
-        self._config, self._source, self._warn = config, source, warn
-        self._tolerance_s = tolerance_s
+        self._config, self._warn = config, warn
+        self._lookup = StampedLookup(source, tolerance_s) if source is not None else None
         self._finder = ObstacleFinder()
-        self._static: dict[str, tuple[Transform, float]] = {}  # and when it was found
         self._below_m: list[float] = []
         self._low_ground = ""
         self._first: npt.NDArray[np.float64] | None = None  # where the camera was over the ground
@@ -60,9 +54,10 @@ class Ground:
         """What stands on the ground in an image of this TF frame; None where nobody knows where
         the ground is."""
         T_base_camera, base_frame = self._config.fixed_ground(), ""
-        if self._source is not None:
+        if self._lookup is not None:
             try:
-                T_base_camera, base_frame = self._by_tf(frame, stamp_ns), self._config.base_frame
+                T_base_camera = self._by_tf(self._lookup, frame, stamp_ns)
+                base_frame = self._config.base_frame
             except NoTransformError as error:
                 self._warn("ground", str(error))
         elif T_base_camera is None:
@@ -121,32 +116,23 @@ class Ground:
 
     def forget(self) -> None:
         """Look static transforms up again, and at where the ground is."""
-        self._static.clear()
+        if self._lookup is not None:
+            self._lookup.forget()
         self._below_m.clear()
         self._low_ground = ""
         self._first = None
 
-    def _by_tf(self, frame: str, stamp_ns: int) -> Transform:
+    def close(self) -> None:
+        """End the hold on the source of transforms."""
+        if self._lookup is not None:
+            self._lookup.close()
+
+    def _by_tf(self, lookup: StampedLookup, frame: str, stamp_ns: int) -> Transform:
         """T_base_camera (4, 4). Raises NoTransformError with cause and cure."""
-        assert self._source is not None
         base = self._config.base_frame
-        kept, found_s = self._static.get(frame, (None, 0.0))
-        if kept is not None and time.monotonic() - found_s < LOOK_AGAIN_S:
-            return kept
         try:
-            newest, newest_ns = self._source.lookup(base, frame, None)
-            if newest_ns == 0:
-                self._static[frame] = newest, time.monotonic()
-                return newest
-            try:
-                return self._source.lookup(base, frame, stamp_ns)[0]
-            except NoTransformError:
-                if abs(stamp_ns - newest_ns) * 1e-9 <= self._tolerance_s:
-                    return newest
-                raise
+            return lookup.find(base, frame, stamp_ns)
         except NoTransformError as error:
-            if kept is not None:
-                return kept
             raise NoTransformError(
                 f"TF does not tell where the ground is, from {frame or 'an image without frame_id'}"
                 f" to {base} ({error}): start what publishes it, or set obstacles.base_frame"
