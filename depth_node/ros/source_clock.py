@@ -66,17 +66,23 @@ class SourceClock:
 
 
 def clock_sentence(frame: str, offset_s: float, corrected_s: float, setting: str) -> str:
-    """What is wrong and how to mend it. setting: the words before the number that cures it, "" for
-    none; corrected_s: what it is now."""
+    """Why the scans of a LiDAR are not used, with a cure for each of the two possible causes.
+
+    From stamps and times of arrival alone, a difference of the clocks and a difference of the
+    latencies are the same. offset_s: of SourceClock. setting: the words before the number that
+    cures a difference of the clocks, "" for none; corrected_s: what it is now.
+    """
     whole = round(offset_s)  # as clocks differ that count leap seconds or not
     cure_s = corrected_s - (whole if abs(offset_s - whole) < 0.25 else offset_s)
     cure = f" or {setting} {round(cure_s, 2)}" if setting else ""
     hint = " (37 s is TAI against UTC: let the driver write UTC)" if abs(whole) == 37 else ""
+    late = "images" if offset_s > 0 else "scans"
     return (
-        f"by their times of arrival, the stamps of the LiDAR scans (frame {brief(frame)!r}) are"
-        f" {abs(offset_s):.1f} s {'ahead of' if offset_s > 0 else 'behind'} those of the images"
-        f" throughout: a clock offset, so these scans are not used; synchronise both clocks"
-        f"{hint}{cure}"
+        f"relative to their arrival, the stamps of the LiDAR scans (frame {brief(frame)!r}) are"
+        f" {abs(offset_s):.1f} s {'ahead of' if offset_s > 0 else 'behind'} the images', so these"
+        f" scans are not used: either the clocks differ (synchronise them{hint}{cure}), or the"
+        f" {late} come too late (let their driver, codec or network deliver them within"
+        f" {_CLOCK_S:g} s: fewer, smaller, shorter queues)"
     )
 
 

@@ -201,7 +201,7 @@ def test_a_clock_offset_is_named_in_seconds_with_its_cure(
         got = collect(source, now, i / 10 / speed + 0.02)
         if i >= 3:
             assert not len(got.points)
-            assert "clock offset" in got.trouble
+            assert "the clocks differ" in got.trouble
     side = "ahead of" if offset_s > 0 else "behind"
     assert f"{abs(offset_s):.1f} s {side}" in got.trouble
     cure = re.search(r"lidar_time_offset_s to (-?[\d.]+)", got.trouble)
@@ -234,6 +234,28 @@ def test_latency_is_no_clock_offset(image_late_s: float, scan_late_s: float) -> 
             got = collect(source, stamp, arrival)
             assert len(got.points) == len(POINTS), got.trouble
             assert not got.trouble
+
+
+@pytest.mark.parametrize(("image_late_s", "scan_late_s"), [(1.8, 0.05), (0.05, 1.8)])
+def test_a_latency_that_may_be_a_clock_offset_is_named_with_the_cures_of_both(
+    image_late_s: float, scan_late_s: float
+) -> None:
+    """Clocks that agree, and a pipeline of 1.8 s: to set lidar_time_offset_s would be wrong."""
+    source = lidar()
+    events = sorted(
+        [(i / 10 + scan_late_s, 0, i / 10) for i in range(60)]
+        + [(i / 30 + image_late_s, 1, i / 30) for i in range(180)]
+    )
+    trouble = ""
+    for arrival, is_image, stamp in events:
+        if not is_image:
+            offer(source, stamp, arrival)
+        else:
+            trouble = collect(source, stamp, arrival).trouble or trouble
+    late = "images" if image_late_s > 1 else "scans"
+    assert f"or the {late} come too late" in trouble and "queues" in trouble
+    assert "the clocks differ" in trouble and "lidar_time_offset_s to" in trouble
+    assert "a clock offset" not in trouble, "that would be only one of the two"
 
 
 def test_a_bag_that_pauses_is_no_clock_offset() -> None:
