@@ -26,7 +26,7 @@ TESTS = (
     "tests/test_prediction.py", "tests/test_monitor.py", "tests/test_inference.py",
     "tests/test_roles.py", "tests/test_completion.py", "tests/test_pipeline.py",
 )  # fmt: skip
-# They need libraries of x86-64.
+# Tests that need libraries which exist for x86-64 only.
 LEFT_OUT = ("tests/engine/test_trt_bindings.py", "tests/engine/test_tensorrt_rtx.py")
 TIMED = "tests/regions/test_segmentation.py::test_segmentation_takes_milliseconds"
 DEBIAN = "bookworm"  # its Python is 3.11
@@ -35,7 +35,7 @@ PACKAGES = ("python3.11", "libpython3.11-stdlib", "libgomp1", "libatomic1", "lib
 WHEELS = ("numpy", "scipy", "opencv-python-headless", "onnxruntime", "numba", "PyYAML", "rich",
           "onnx", "pytest")  # fmt: skip
 MANYLINUX = ("2014", "_2_17", "_2_26", "_2_27", "_2_28")
-# ONNX Runtime reads the processor's features there, and crashes on those of an x86.
+# /proc/cpuinfo: ONNX Runtime reads the processor's features there and crashes on those of an x86.
 CPUINFO = """processor\t: 0
 BogoMIPS\t: 100.00
 Features\t: fp asimd evtstrm aes pmull sha1 sha2 crc32 cpuid
@@ -46,25 +46,25 @@ CPU part\t: 0xd08
 CPU revision\t: 3
 
 """
-# A child process of a test is Python under emulation too.
+# sitecustomize.py: child processes of a test must run Python under emulation too.
 SITE = """import os, sys
 sys.executable = sys._base_executable = os.environ["AARCH64_PYTHON"]
 """
 
 
 class UnavailableError(Exception):
-    """The emulation cannot be had here; one sentence with the reason."""
+    """The emulation is not available on this machine; the text is the reason."""
 
 
 def folder() -> Path:
-    """Where everything is kept."""
+    """Return the folder that keeps qemu, Python, libraries and wheels."""
     home = os.environ.get("XDG_CACHE_HOME", "")
     base = Path(home) if os.path.isabs(home) else Path.home() / ".cache"
     return base / "depth_node" / "aarch64"
 
 
 def prepare(place: Path) -> Path:
-    """Fetch what is missing. Returns the emulated Python. Raises UnavailableError."""
+    """Fetch what is missing; return the emulated Python. Raise UnavailableError if that fails."""
     if platform.system() != "Linux" or platform.machine() != "x86_64":
         raise UnavailableError(f"it emulates on x86-64 Linux, and this is {platform.platform()}")
     for tool in ("apt-get", "dpkg"):
@@ -109,7 +109,7 @@ def prepare(place: Path) -> Path:
 
 
 def _pinned() -> list[str]:
-    """The wheels in the versions of the requirements, for Python 3.11."""
+    """Return WHEELS with the versions that the requirements pin for Python 3.11."""
     found: dict[str, str] = {}
     for name in ("requirements.txt", "requirements-dev.txt"):
         for line in (REPO / name).read_text().splitlines():
@@ -124,7 +124,7 @@ def _pinned() -> list[str]:
 
 
 def _debian(place: Path, architecture: str, packages: Sequence[str], dependencies: bool) -> Path:
-    """Unpack packages of Debian into a folder, with an apt of its own. Returns the folder."""
+    """Unpack Debian packages into a folder and return it; apt's state is in `place` too."""
     for name in ("lists/partial", "cache/archives/partial", "root"):
         (place / name).mkdir(parents=True, exist_ok=True)
     (place / "status").touch()
@@ -163,7 +163,7 @@ def _run(what: str, command: Sequence[str], inside: Path | None = None) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; the exit status of pytest, 0 where it is skipped."""
+    """Run the command line; return pytest's exit status, 0 if skipped, 1 if required but absent."""
     parser = argparse.ArgumentParser(prog="test-aarch64", description=__doc__)
     parser.add_argument("tests", nargs="*", default=list(TESTS), help="paths and options of pytest")
     options, rest = parser.parse_known_args(arguments)

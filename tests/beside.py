@@ -33,9 +33,9 @@ from tests.helpers import REPO
 SIZE = (640, 480)
 VIEWS = 16
 PERIOD_NS = 100_000_000
-WARM = 16  # frames that are not timed: machine code, caches, the memory's first frames
+WARM = 16  # frames that are not timed: they fill machine code, caches and the fit's memory
 
-# What a checkout runs: only what both have had since FrameInput.
+# The program that a checkout runs. It uses only what every checkout since FrameInput has.
 CHILD = """
 import json, sys, time
 import numpy as np
@@ -63,7 +63,7 @@ with DepthPipeline(override(PipelineConfig(), sys.argv[2:])) as pipeline:
 
 
 def render(path: Path, seed: int = 5) -> None:
-    """A loop through a room, to and fro, with a LiDAR of 16 lines, as an .npz."""
+    """Render a walk to and fro in a room, with a LiDAR of 16 lines, into an .npz."""
     width, height = SIZE
     camera = Camera(width, height, 0.8 * width, 0.8 * width, (width - 1) / 2, (height - 1) / 2)
     scene = Scene.random(seed)
@@ -87,7 +87,7 @@ def render(path: Path, seed: int = 5) -> None:
 
 
 class Checkout:
-    """A pipeline of a checkout, in a process of its own."""
+    """The pipeline of a checkout, in a process of its own."""
 
     def __init__(self, root: Path, frames: Path, settings: Sequence[str]) -> None:
         environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
@@ -102,7 +102,7 @@ class Checkout:
         self._answer()
 
     def frame(self) -> dict[str, float]:
-        """Times of the next frame in ms."""
+        """Process the next frame and return its times by name, ms."""
         assert self._process.stdin is not None
         self._process.stdin.write("\n")
         self._process.stdin.flush()
@@ -124,7 +124,7 @@ class Checkout:
 def ratio(
     here: NDArray[np.float64], there: NDArray[np.float64], seed: int = 0
 ) -> tuple[float, float, float]:
-    """Ratio of the medians of times (n,) of the same frames, and its 95 % interval."""
+    """Return the ratio of the medians of times (n,) of the same frames, and its 95 % interval."""
     chosen = np.random.default_rng(seed).integers(0, len(here), (2000, len(here)))
     ratios = np.median(here[chosen], axis=1) / np.median(there[chosen], axis=1)
     low, high = np.quantile(ratios, (0.025, 0.975))
@@ -134,7 +134,7 @@ def ratio(
 def measure(
     other: Path, frames: int, settings: Sequence[str] = ()
 ) -> dict[str, tuple[NDArray[Any], NDArray[Any]]]:
-    """What was timed -> the times (frames,) in ms here and there."""
+    """Time `frames` frames; return, by what was timed, the times (frames,) here and there, ms."""
     times: dict[str, list[list[float]]] = defaultdict(lambda: [[], []])
     with tempfile.TemporaryDirectory(prefix="depth_beside_") as folder:
         data = Path(folder) / "frames.npz"

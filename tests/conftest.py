@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fixtures that every tier of tests shares."""
+"""Fixtures and hooks that all tiers of tests share."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from tests.helpers.gpu_on_cpu import Machine
 
 
-# Files that take longest: a worker that began with one at the end would leave the others idle.
+# The files that take longest. Workers begin with them, so that none starts one at the end while the
+# others are idle.
 LONG_FILES = (
     "tests/engine/test_tensorrt_rtx.py",
     "tests/ros/test_demo_live.py",
@@ -34,15 +35,16 @@ FAST_TIER_IGNORES = [str(REPO / "tests" / name) for name in ("ros", "training")]
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """In the background of a shell we are deaf to SIGINT, under nohup to SIGHUP, and the processes
-    of tests would be: they inherit what is ignored, but no handler.
+    """Select the fast tier under `colcon test`, limit a worker's threads, handle SIGINT and SIGHUP.
 
-    `colcon test`, which names its report after the package, runs the fast tier.
+    A background job of a shell ignores SIGINT, a job under nohup ignores SIGHUP. Processes that the
+    tests start inherit an ignored signal, but not a handler, so handlers are installed for both.
+    `colcon test` is recognised by the name of its report, which is the package's.
     """
     if getattr(config.option, "junitprefix", None) == "depth_node":
         config.option.markexpr = "not slow and not gpu"
         config.option.ignore = [*(config.option.ignore or []), *FAST_TIER_IGNORES]
-    if hasattr(config, "workerinput"):  # each worker's torch and BLAS would have a thread a core
+    if hasattr(config, "workerinput"):  # otherwise every worker's torch and BLAS use all cores
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         share = (cores or 1) // int(config.workerinput["workercount"])
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, share)))
@@ -53,14 +55,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Workers, who take file by file in this order (Makefile), begin with the long ones."""
+    """Sort LONG_FILES first for the workers, which take file by file in this order (Makefile)."""
     if hasattr(config, "workerinput"):
         place = {REPO / name: number for number, name in enumerate(LONG_FILES)}
         items.sort(key=lambda item: place.get(item.path, len(place)))
 
 
 def absent(reason: str, promise: str) -> None:
-    """Skip with the reason, or fail where the environment promised the part (REQUIRE_...=1)."""
+    """Skip with the reason, or fail if the environment promises the part (REQUIRE_...=1)."""
     if os.environ.get(promise) == "1":
         pytest.fail(f"{reason} ({promise}=1 promises it)")
     pytest.skip(reason)
@@ -74,7 +76,10 @@ def repo() -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def _depth_tools_on_path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Under `colcon test` the command is not on PATH, and sentences name `ros2 run` (rightly)."""
+    """Put `depth_tools` on PATH where it is missing, as under `colcon test`.
+
+    Without it the package's messages name `ros2 run` instead, and tests expect `depth_tools`.
+    """
     if shutil.which("depth_tools") is not None:
         yield
         return
@@ -89,7 +94,7 @@ def _depth_tools_on_path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """Folder with real frames and a real network; they are not part of the project."""
+    """Folder with real frames and a real network, which are not part of the project."""
     folder = REPO.parent / "shared"
     if not (folder / "data").is_dir():
         absent(f"no real frames at {folder}", "REQUIRE_SHARED")
@@ -98,7 +103,7 @@ def shared() -> Path:
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
-    """A played GPU: CUDA and TensorRT on the CPU."""
+    """A simulated GPU: CUDA and TensorRT on the CPU."""
     from tests.helpers.gpu_on_cpu import Machine
 
     played = Machine()

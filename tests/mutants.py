@@ -41,7 +41,7 @@ from typing import Any
 REPO = Path(__file__).resolve().parents[1]
 PACKAGE = "depth_node"
 FOLDERS = ("fitting", "geometry")
-# The tests of a folder, the quickest first. They take seconds and need no data.
+# The tests of a folder or file, the fastest first. They take seconds and need no data.
 GOLDEN = "tests/fitting/test_golden_metrics.py"
 OVER_TIME = ("tests/fitting/test_sequences.py", GOLDEN, "tests/fitting/field")
 TESTS = {
@@ -59,7 +59,7 @@ TESTS = {
     ),
     "geometry": ("tests/geometry", GOLDEN),
 }
-# They start interpreters or need more time than all others, and judge no number.
+# Tests left out: they start interpreters or take longer than all others, and check no constant.
 LEFT_OUT = (
     "folder_for_machine_code",
     "numba_that",
@@ -68,14 +68,15 @@ LEFT_OUT = (
     "flickers_a_third",
 )
 PRELOADED = ["numpy", "cv2", "scipy.sparse", "scipy.special", "scipy.spatial", "yaml", "pytest"]
-CPU_LIMIT_S = 240  # five times what a survivor takes; of a busy machine, not of a clock
-END_S = 3600.0  # whoever waits for nothing uses no processor
+CPU_LIMIT_S = 240  # processor time, which a busy machine does not change: five times a survivor's
+END_S = 3600.0  # wall-clock limit, for a mutant that waits without using the processor
 ACCEPTED_SHARE = 0.1
 
 ONLY_SPEED = "only how fast it is"
 SPEED = f"{ONLY_SPEED}: as much is worked on at a time"
-# Constants that may be wrong unnoticed: `NAME`, `NAME[2]`, `Class.name`, `function(x)`, where two
-# modules have the same name `module:NAME`; with ` halved` or ` doubled` behind where only that may.
+# Constants whose mutants may survive, with the reason. Keys: `NAME`, `NAME[2]`, `Class.name`,
+# `function(x)`, or `module:NAME` if two modules have the name; the suffix ` halved` or ` doubled`
+# excuses only that mutant.
 SURVIVORS: dict[str, str] = {
     "_CHUNK": SPEED,
     "LANES": SPEED,
@@ -118,18 +119,18 @@ SURVIVORS: dict[str, str] = {
 
 @dataclass(frozen=True)
 class Constant:
-    """A number in a source file. start, end: its bytes there. path: within the package."""
+    """A number in a source file. start, end: its byte range there. path: within the package."""
 
     path: Path
     name: str
     text: str
     start: int
     end: int
-    whole: bool  # an int stays one
+    whole: bool  # whether it is an int, which must stay one
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """What it may be called in SURVIVORS, the most exact first."""
+        """Keys that may name it in SURVIVORS, the most specific first."""
         short = self.name.partition("[")[0]
         return (f"{self.path.stem}:{self.name}", f"{self.path.stem}:{short}", self.name, short)
 
@@ -147,13 +148,13 @@ class Mutant:
         return f"{constant.path}  {constant.name}  {constant.text} -> {self.text}"
 
     def source(self, original: bytes) -> bytes:
-        """The file with the other value."""
+        """Return the file's content with the other value."""
         constant = self.constant
         return original[: constant.start] + self.text.encode() + original[constant.end :]
 
 
 def constants_of(path: Path, package: Path) -> list[Constant]:
-    """All numeric constants of a source file."""
+    """Return all numeric constants of a source file."""
     source = path.read_bytes()
     lines = [0]
     for line in source.splitlines(keepends=True):
@@ -174,7 +175,7 @@ def constants_of(path: Path, package: Path) -> list[Constant]:
 
 
 def _named(body: list[ast.stmt], owner: str) -> Iterator[tuple[str, ast.expr]]:
-    """Names and numbers of a module's or a class's statements."""
+    """Yield names and numbers of the statements of a module or class."""
     for statement in body:
         if isinstance(statement, ast.Assign):
             for target in statement.targets:
@@ -222,7 +223,7 @@ def _numbers(name: str, value: ast.expr) -> Iterator[tuple[str, ast.expr]]:
 
 
 def _is_number(value: ast.expr) -> bool:
-    """A number, or something reckoned from numbers and constants."""
+    """Return whether an expression is a number or computed from numbers and names."""
     if isinstance(value, ast.Constant):
         return isinstance(value.value, int | float) and not isinstance(value.value, bool)
     if isinstance(value, ast.BinOp):
@@ -232,7 +233,7 @@ def _is_number(value: ast.expr) -> bool:
 
 
 def mutants_of(constant: Constant) -> list[Mutant]:
-    """Half and double, where they are another number."""
+    """Return the mutants with half and double the value, as far as these differ from it."""
     half = "//" if constant.whole else "/"
     other: dict[str, Any]
     with contextlib.suppress(ValueError):
@@ -248,7 +249,7 @@ def mutants_of(constant: Constant) -> list[Mutant]:
 
 @dataclass(frozen=True)
 class Outcome:
-    """noticed_by: the test that failed first, empty for a survivor."""
+    """The result for a mutant. noticed_by: the test that failed first, "" for a survivor."""
 
     mutant: Mutant
     noticed_by: str
@@ -256,11 +257,11 @@ class Outcome:
 
 
 class Workshop:
-    """Copies of the package and its tests, each at a place of its own, with numba's cache.
+    """Copies of the package and its tests, each in a folder of its own, with numba's cache.
 
-    numba keeps machine code by the path, time and size of a source file and does not look at
-    constants that lie elsewhere. What touches a name that occurs beside compiled code is therefore
-    compiled anew into an empty cache; all else finds that of the unchanged copy.
+    numba caches machine code by the path, time and size of a source file and does not notice
+    changed constants in other files. A mutant of a name that occurs in a module with compiled code
+    is therefore compiled anew into an empty cache; all others use the cache of the unchanged copy.
     """
 
     def __init__(self, folder: Path, copies: int) -> None:
@@ -286,7 +287,10 @@ class Workshop:
         self.processes.set_forkserver_preload([*PRELOADED, "numba"])
 
     def unchanged(self, mutants: list[Mutant]) -> list[str]:
-        """Warm every copy's caches; what fails there of the tests of these without any change."""
+        """Run these mutants' tests in every copy without a change, which also fills the caches.
+
+        Returns the tests that fail.
+        """
         areas = dict.fromkeys(_area(mutant) for mutant in mutants)
         roots = [self.free.get() for _ in range(self.free.qsize())]
         with ThreadPoolExecutor(len(roots)) as pool:
@@ -296,14 +300,15 @@ class Workshop:
         return [name for name in failed if name]
 
     def tried(self, mutant: Mutant, number: int) -> Outcome:
-        """What the tests say. number: of the mutant, above 0; no two may have the same."""
+        """Run the tests on a mutant. number: of the mutant, above 0 and unique."""
         begin = time.perf_counter()
         root = self.free.get()
         path = root / PACKAGE / mutant.constant.path
         original, times = path.read_bytes(), path.stat()
         try:
             path.write_bytes(mutant.source(original))
-            # Byte code is told apart by the second and the size of its source.
+            # Python identifies byte code by its source's size and time in seconds, so give each
+            # mutant a time of its own.
             os.utime(path, (times.st_atime, times.st_mtime + 10 * number))
             noticed_by = self._run(
                 root,
@@ -322,7 +327,9 @@ class Workshop:
         return name in self.beside_compiled
 
     def _run(self, root: Path, *areas: str, first: str = "", own_cache: bool = False) -> str:
-        """The first test that fails, "" if none does. first: file of the tests that come first."""
+        """Return the first test that fails, "" if none does. first: file of the tests to begin
+        with.
+        """
         tests = list(dict.fromkeys(test for area in areas for test in TESTS[area]))
         tests = [test for test in tests if (root / test).exists()]
         with tempfile.TemporaryDirectory(dir=self.folder) as scratch:
@@ -330,7 +337,7 @@ class Workshop:
             here, there = self.processes.Pipe(duplex=False)
             output = str(Path(scratch) / "output")
             if areas == ("fitting/field",):
-                first = "[field"  # of GOLDEN: they notice nearly everything
+                first = "[field"  # cases of GOLDEN that notice nearly every mutant
             child = self.processes.Process(
                 target=_child, args=(root, tests, first, cache, output, there)
             )
@@ -344,7 +351,7 @@ class Workshop:
                 code, failed = 1, "(no end)" if child.exitcode == -signal.SIGXCPU else "(crash)"
             child.kill()
             child.join()
-            if code == 5:  # no test was found; 4 is a conftest.py that does not import
+            if code == 5:  # pytest found no test; 4 means that conftest.py cannot be imported
                 raise RuntimeError(f"pytest could not run ({code}):\n{Path(output).read_text()}")
         return failed or ("(does not import)" if code else "")
 
@@ -355,7 +362,7 @@ def _area(mutant: Mutant) -> str:
 
 
 def _names_beside_compiled_code() -> set[str]:
-    """All names in modules that have functions compiled."""
+    """Return all names in modules that use the decorator `compiled`."""
     found: set[str] = set()
     for path in sorted((REPO / PACKAGE).rglob("*.py")):
         names = {
@@ -371,9 +378,9 @@ def _names_beside_compiled_code() -> set[str]:
 def _child(
     root: Path, tests: list[str], begin: str, cache: str, output: str, answer: Connection
 ) -> None:
-    """Run the tests of a copy in this fresh process and say how they ended.
+    """Run the tests of a copy in this fresh process and send (exit status, first failed test).
 
-    begin: in the node ids of those that come first.
+    begin: text in the node ids of the tests to begin with.
     """
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_LIMIT_S, CPU_LIMIT_S + 10))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -383,7 +390,7 @@ def _child(
     for name in [name for name in sys.modules if name.split(".")[0] in (PACKAGE, "tests")]:
         del sys.modules[name]
     os.chdir(root)
-    sys.dont_write_bytecode = False  # a start costs half without; see `tried`
+    sys.dont_write_bytecode = False  # byte code halves the time of a start; see `tried`
     sys.path.insert(0, str(root))
     os.environ |= {"PYTHONPATH": str(root), "NUMBA_CACHE_DIR": cache}
     import pytest
@@ -418,26 +425,26 @@ def _child(
 
 
 def reason(mutant: Mutant) -> str:
-    """Why it may survive, or ""."""
+    """Return why a mutant may survive, or ""."""
     keys = [f"{key}{how}" for key in mutant.constant.keys for how in (f" {mutant.change}", "")]
     return next((SURVIVORS[key] for key in keys if key in SURVIVORS), "")
 
 
 def unknown_survivors(constants: list[Constant]) -> list[str]:
-    """Names in SURVIVORS that are no constant."""
+    """Return the names in SURVIVORS that are not those of a constant."""
     known = {key for constant in constants for key in constant.keys}
     return sorted(name for name in SURVIVORS if name.partition(" ")[0] not in known)
 
 
 def all_constants() -> list[Constant]:
-    """Those of FOLDERS."""
+    """Return the constants of FOLDERS."""
     package = REPO / PACKAGE
     paths = [path for folder in FOLDERS for path in sorted((package / folder).rglob("*.py"))]
     return [constant for path in paths for constant in constants_of(path, package)]
 
 
 def report(outcomes: list[Outcome], constants: list[Constant]) -> int:
-    """Print what survived; the exit status."""
+    """Print the survivors; return the exit status."""
     survivors = [outcome.mutant for outcome in outcomes if not outcome.noticed_by]
     times = Counter(mutant.constant for mutant in survivors)
     print(f"\n{len(survivors)} of {len(outcomes)} mutants survived", end="")
@@ -464,7 +471,7 @@ def report(outcomes: list[Outcome], constants: list[Constant]) -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Try all mutants."""
+    """Run the command line: try the selected mutants; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("--only", nargs="+", default=[""], metavar="PART",

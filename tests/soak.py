@@ -56,14 +56,14 @@ from tests.helpers.soak_judge import (
 
 SIZE = (480, 640)
 VIEWS = 8
-START_S = 180.0  # for a start with nothing compiled, on a busy machine
-END_S = 20.0  # after a signal
+START_S = 180.0  # limit of a start with nothing compiled, on a busy machine
+END_S = 20.0  # limit of the node's end after a signal
 ANSWER_S = 10.0
 DISK_MB = 64
 NODE = "/depth_node"
 
 
-# The executable `depth_node`, which tells on SIGUSR1 where its threads are.
+# The executable `depth_node`, which prints the stacks of its threads on SIGUSR1.
 NODE_PROGRAM = (
     "import faulthandler, signal, sys; faulthandler.register(signal.SIGUSR1);"
     " from depth_node.ros.main import main; sys.exit(main())"
@@ -75,7 +75,7 @@ class NodeDiedError(RuntimeError):
 
 
 class Soak:
-    """The processes, what is known of them, and the faults."""
+    """The processes of the soak test, what is measured of them, and the faults."""
 
     def __init__(self, options: argparse.Namespace, folder: Path) -> None:
         self.options, self.folder, self.out = options, folder, options.out
@@ -102,7 +102,7 @@ class Soak:
         self._robot: subprocess.Popen[str] | None = None
         self._readers: list[threading.Thread] = []
         self._life, self._life_start = 0, 0.0
-        self._up = 0  # the life that has come to active
+        self._up = 0  # the last life that reached the state active
         self._hostile: list[str] = []
         self._expected_end = True
         self._ending = threading.Event()
@@ -114,7 +114,7 @@ class Soak:
     # --- processes -------------------------------------------------------------------------------
 
     def _environment(self) -> dict[str, str]:
-        """A ROS of our own, and nothing of the user's: home, caches and logs in our folder."""
+        """Return an environment with a ROS domain, home, caches and logs of the soak's own."""
         env = live.environment(self.folder)
         home = self.folder / "home"
         env |= {
@@ -134,7 +134,7 @@ class Soak:
         return env
 
     def prepare(self) -> None:
-        """Render what the camera sees; the parameters of the node; our own node."""
+        """Render the sensors' data, write the node's parameters, create the observing ROS node."""
         _render(self.folder / "frames.npz", self.options.views, 10 + self.options.seed)
         parameters = {
             "model": {"path": "embedded", "threads": 1},
@@ -156,7 +156,11 @@ class Soak:
         threading.Thread(target=self._watch, daemon=True).start()
 
     def start_node(self) -> None:
-        """Start the node and bring it to active; what it refuses is a failure. Raises."""
+        """Start the node and activate it.
+
+        A refused transition is a failure and raises RuntimeError; a node that ends raises
+        NodeDiedError.
+        """
         begin = time.monotonic()
         with self._lock:
             self._expected_end = False
@@ -192,7 +196,10 @@ class Soak:
             self.fail("traceback", block)
 
     def stop_node(self, number: int = signal.SIGINT) -> None:
-        """Signal the node; another exit status than 0, or none, is a failure."""
+        """End the node by a signal; it is a failure if it does not end with exit status 0.
+
+        Raises NodeDiedError if it had ended before.
+        """
         node = self._node
         assert node is not None
         with self._lock:
@@ -205,7 +212,7 @@ class Soak:
             status = node.wait(END_S)
         except subprocess.TimeoutExpired:
             self.fail("unclean end", f"the node runs on {END_S:g} s after signal {number}")
-            node.send_signal(signal.SIGABRT)  # the fault handler tells where it hangs
+            node.send_signal(signal.SIGABRT)  # the fault handler prints where it hangs
             with suppress(subprocess.TimeoutExpired):
                 node.wait(5.0)
             node.kill()
@@ -217,7 +224,9 @@ class Soak:
             reader.join(5.0)
 
     def start_robot(self) -> None:
-        """Start the publisher; returns when its first image is out."""
+        """Start the publisher and return when its first image is sent; raise RuntimeError if that
+        fails.
+        """
         with (self.out / "publisher.log").open("a", encoding="utf-8") as log:
             self._robot = subprocess.Popen(
                 [sys.executable, "-m", "tests.helpers.soak_publisher",
@@ -244,7 +253,7 @@ class Soak:
                         self.frames.sent(sent["stamp"], sent["t"], self._calm())
 
     def tell(self, **command: Any) -> None:
-        """Steer the publisher."""
+        """Send a command to the publisher."""
         assert self._robot is not None and self._robot.stdin is not None
         with suppress(OSError):
             self._robot.stdin.write(json.dumps(command) + "\n")
@@ -258,7 +267,7 @@ class Soak:
         if self._robot is not None and self._robot.stdin is not None:
             with suppress(OSError, subprocess.TimeoutExpired):
                 self._robot.send_signal(signal.SIGCONT)
-                self._robot.stdin.close()  # killed, it would leave its shared memory behind
+                self._robot.stdin.close()  # ends it cleanly; a kill would leave its shared memory
                 self._robot.wait(5.0)
         for process in (self._robot, self._node):
             if process is not None and process.poll() is None:
@@ -304,13 +313,13 @@ class Soak:
         with self._lock:
             new = self.failures.add(kind, text, self.at_s(), self._fault, self._recent)
         if kind in ("deaf", "stuck") and self._node is not None and self._node.poll() is None:
-            self._node.send_signal(signal.SIGUSR1)  # where its threads are stands in node.log
+            self._node.send_signal(signal.SIGUSR1)  # writes its threads' stacks into node.log
         if new:
             last = text.strip().splitlines()[-1]
             self.say(f"FAILURE {kind} (fault {self._fault or 'none'}): {last}")
 
     def note(self, text: str) -> None:
-        """Something that was done to the node: evidence, should it die of it."""
+        """Record something that was done to the node, as evidence if it dies."""
         self._recent.append(f"{self.at_s():.1f} s: {text}")
 
     def say(self, text: str) -> None:
@@ -377,7 +386,7 @@ class Soak:
             )
 
     def wait(self, seconds: float) -> None:
-        """Let time pass. Raises NodeDiedError when the node ends meanwhile."""
+        """Wait; raise NodeDiedError if the node ends meanwhile."""
         end = time.monotonic() + seconds
         while True:
             self._check_alive()
@@ -394,7 +403,7 @@ class Soak:
     # --- services --------------------------------------------------------------------------------
 
     def ask(self, kind: Any, name: str, request: Any, timeout_s: float = ANSWER_S) -> Any:
-        """The answer of a service, None when none comes. Raises NodeDiedError."""
+        """Return the answer of a service, None if none arrives; raise NodeDiedError."""
         full = f"{NODE}/{name}"
         self.services[name] += 1
         if full not in self._clients:
@@ -415,7 +424,7 @@ class Soak:
         return future.result()
 
     def state(self) -> str:
-        """The lifecycle state; "" and a failure when the node does not answer."""
+        """Return the lifecycle state; no answer is a failure and returns ""."""
         for _ in range(3):
             answer = self.ask(GetState, "get_state", GetState.Request())
             if answer is not None:
@@ -424,14 +433,14 @@ class Soak:
         return ""
 
     def change(self, transition: str, timeout_s: float = 60.0) -> None:
-        """One transition that must work. Raises RuntimeError, and that is a failure."""
+        """Make a transition that must work; otherwise record a failure and raise RuntimeError."""
         number, target = TRANSITIONS[transition]
         request = ChangeState.Request()
         request.transition.id = number
         self.note(f"transition {transition}")
         end = time.monotonic() + timeout_s
         while True:
-            # An answer may be lost on its way to a new client, so the state decides.
+            # An answer to a new client may be lost, so the state decides.
             left = max(1.0, end - time.monotonic())
             wait_s = left if transition == "configure" else min(left, ANSWER_S)
             answer = self.ask(ChangeState, "change_state", request, wait_s)
@@ -445,7 +454,7 @@ class Soak:
                 raise RuntimeError(text)
 
     def set(self, name: str, value: Any, kind: Parameter.Type | None = None) -> Any:
-        """One parameter; whether it was taken, None without an answer."""
+        """Set a parameter; return whether the node accepted it, None without an answer."""
         self.note(f"set {name} to {value!r}"[:200])
         message = Parameter(name, kind, value).to_parameter_msg()
         request = SetParameters.Request(parameters=[message])
@@ -457,7 +466,7 @@ class Soak:
     # --- the schedule ----------------------------------------------------------------------------
 
     def run(self) -> None:
-        """All of it: start, faults until the time is over, a clean end."""
+        """Run the soak: start, faults until the time is over, a clean end."""
         self.prepare()
         self.say("starting node and publisher")
         self.start_robot()
@@ -493,14 +502,15 @@ class Soak:
             self.wait(0.1)
 
     def _schedule(self) -> Iterator[str]:
-        """Decks of all faults, each shuffled; in a long run restarts stay in its first quarter.
+        """Yield all faults in random order, again and again.
 
-        So that one life of the node is long enough to judge its growth.
+        A long run has restarts only in its first quarter, so that one life of the node is long
+        enough to judge its growth.
         """
         names = self.options.faults
         quarter = self.start + 15 * self.options.minutes
         while True:
-            # Each fault's name is drawn, even when left out: the order depends on the seed alone.
+            # Faults to leave out are drawn too, so that the order depends on the seed alone.
             for name in self.rng.permutation(names):
                 late = self.options.minutes >= 20 and time.monotonic() > quarter
                 if late and name in RESTARTS:
@@ -540,7 +550,7 @@ class Soak:
         )  # fmt: skip
 
     def _survive(self, action: Callable[[], None]) -> None:
-        """Do it; after a death or a refusal note it and start again."""
+        """Do the action; if the node dies or refuses, record that and start it again."""
         try:
             action()
             return
@@ -566,7 +576,9 @@ class Soak:
         self.fail("crash", f"{log}\nthe node's process ended by itself: {name}")
 
     def _recover(self) -> None:
-        """A node that works again, from empty caches if need be. RuntimeError if there is none."""
+        """Start the node again, from the second try on with empty caches; raise SystemExit if three
+        tries fail.
+        """
         self._heal_robot()
         for attempt in range(3):
             if self._node is not None and self._node.poll() is None:
@@ -606,7 +618,7 @@ class Soak:
         self.start_robot()
 
     def publisher_kill(self) -> None:
-        """SIGKILL, a while of nothing, a new one."""
+        """Kill the publisher and start a new one after a while."""
         assert self._robot is not None
         self.note("SIGKILL to the publisher")
         self._robot.kill()
@@ -615,7 +627,7 @@ class Soak:
         self.start_robot_anew()
 
     def publisher_pause(self) -> None:
-        """SIGSTOP and SIGCONT: a driver that hangs."""
+        """Stop the publisher for a while (SIGSTOP, SIGCONT), like a driver that hangs."""
         assert self._robot is not None
         self.note("SIGSTOP to the publisher")
         self._robot.send_signal(signal.SIGSTOP)
@@ -625,7 +637,7 @@ class Soak:
             self._robot.send_signal(signal.SIGCONT)
 
     def _ways(self, seconds: float, **ways: Any) -> None:
-        """The publisher's stamps otherwise for a while, then as before."""
+        """Change the publisher's settings for a while, then restore them."""
         self.note(f"publisher: {ways}")
         self.tell(set=ways)
         self.wait(seconds)
@@ -634,29 +646,29 @@ class Soak:
         self.tell(set={key: back[key] for key in ways})
 
     def clock_forward(self) -> None:
-        """All stamps jump ahead, and back again."""
+        """Let all stamps jump ahead, and back again."""
         self._ways(self.some(2, 5), offset_s=float(self.rng.choice([0.5, 10.0, 3600.0, 1e7])))
 
     def clock_backward(self) -> None:
-        """All stamps jump back, and ahead again."""
+        """Let all stamps jump back, and ahead again."""
         self._ways(self.some(2, 5), offset_s=-float(self.rng.choice([0.5, 10.0, 3600.0, 1e9])))
 
     def zero_stamps(self) -> None:
-        """Drivers that set no stamp."""
+        """Send messages without a stamp for a while."""
         self._ways(self.some(2, 5), zero=True)
 
     def lidar_offset(self) -> None:
-        """The LiDAR's clock is another one."""
+        """Offset the LiDAR's clock for a while."""
         self._ways(self.some(2, 5), lidar_offset_s=float(self.rng.choice([-30, -1, -0.2, 0.2, 30])))
 
     def sim_time(self) -> None:
-        """The node and the drivers go over to /clock, and back."""
+        """Switch the node and the drivers to /clock, and back."""
         self.set("use_sim_time", True)
         self._ways(self.some(3, 6), sim=True)
         self.set("use_sim_time", False)
 
     def tf_loss(self) -> None:
-        """No transforms for a while, sometimes with the static ones forgotten by a reset."""
+        """Stop all transforms for a while, sometimes with a reset that forgets the static ones."""
         self.note("no TF")
         self.tell(set={"tf": False})
         if self.rng.random() < 0.5:
@@ -666,9 +678,9 @@ class Soak:
         self.tell(set={"tf": True})
 
     def hostile(self) -> None:
-        """Thirty messages that no driver should send, amid good ones."""
+        """Send thirty messages that no driver should send, among good ones."""
         for _ in range(30):
-            if not self._hostile:  # all of them before any comes again
+            if not self._hostile:  # all of them are sent before any is repeated
                 self._hostile = [str(name) for name in self.rng.permutation(list(HOSTILE))]
             name = self._hostile.pop()
             self.note(f"hostile {name}")
@@ -676,7 +688,7 @@ class Soak:
             self.wait(self.some(0.05, 0.35))
 
     def requests(self) -> None:
-        """Random harmless service requests, quickly."""
+        """Send random harmless service requests in quick succession."""
         for _ in range(12):
             what = str(self.rng.choice(["reset", "off", "on", "state", "list", "twice"]))
             self.note(f"request {what}")
@@ -696,7 +708,7 @@ class Soak:
         self.ask(SetBool, "enable", SetBool.Request(data=True))
 
     def unfit_transition(self) -> None:
-        """change_state that does not fit the state active, or that does not exist."""
+        """Request transitions that the state active does not allow or that do not exist."""
         unfit = [
             Transition.TRANSITION_CONFIGURE, Transition.TRANSITION_ACTIVATE,
             Transition.TRANSITION_CLEANUP, Transition.TRANSITION_CREATE,
@@ -713,7 +725,7 @@ class Soak:
             self.wait(0.3)
 
     def parameters(self) -> None:
-        """Valid sets and back, invalid ones that must be refused."""
+        """Set valid parameters and restore them; set invalid ones, which must be refused."""
         for number in self.rng.choice(len(_VALID), size=5, replace=False):
             name, value, before = _VALID[number]
             if self.set(name, value) is False:
@@ -730,7 +742,7 @@ class Soak:
             self.fail("parameter", "T_camera_lidar cannot be emptied again")
 
     def lifecycle(self) -> None:
-        """deactivate, cleanup, configure, activate while images flow; sometimes the inner pair."""
+        """Deactivate and activate while images arrive, mostly with cleanup and configure too."""
         for _ in range(int(self.rng.integers(1, 3))):
             self.change("deactivate")
             if self.rng.random() < 0.7:
@@ -741,7 +753,7 @@ class Soak:
             self.wait(self.some(0.0, 1.0))
 
     def listeners(self) -> None:
-        """Somebody listens to the other topics for a while, and goes."""
+        """Subscribe to the other topics for a while."""
         topics = {"confidence": Image, "regions": Image, "fit": PointCloud2,
                   "rejected": PointCloud2, "depth/image": Image}  # fmt: skip
         self.note("listeners come and go")
@@ -756,7 +768,7 @@ class Soak:
                 self.peer.destroy_subscription(subscription)
 
     def disk_full(self) -> None:
-        """Caches and logs cannot be written, while running and over a cycle of configure."""
+        """Fill the disk of caches and logs, while running and over a cycle of configure."""
         self.note(f"the disk is full ({self._disk.how})")
         self._disk.fill()
         try:
@@ -768,7 +780,7 @@ class Soak:
             self._disk.free()
 
     def disk_full_start(self) -> None:
-        """A start with nothing in the caches and no room for anything."""
+        """Start the node with empty caches and a full disk."""
         self.stop_node()
         for cache in self._caches():
             shutil.rmtree(cache, ignore_errors=True)
@@ -783,7 +795,7 @@ class Soak:
             self._disk.free()
 
     def damage(self) -> None:
-        """The caches' files are damaged between two lives of the node."""
+        """Damage the caches' files while the node is stopped, then start it."""
         self.stop_node()
         hurt = 0
         engines = self.folder / "home" / "cache" / "depth_node" / "engines"
@@ -809,7 +821,7 @@ class Soak:
         self.start_node()
 
     def node_signal(self) -> None:
-        """SIGTERM or SIGINT, a clean end, a new start."""
+        """End the node by SIGTERM or SIGINT, which must be clean, and start it again."""
         number = signal.Signals(int(self.rng.choice([signal.SIGTERM, signal.SIGINT])))
         self.note(f"{number.name} to the node")
         self.stop_node(number)
@@ -820,7 +832,7 @@ class Soak:
     # --- the result ------------------------------------------------------------------------------
 
     def result(self) -> dict[str, Any]:
-        """What `soak.json` holds."""
+        """Return the content of `soak.json`."""
         with self._lock:
             facts = growth(self.samples, self.limits)
             for text in facts["grown"]:
@@ -851,7 +863,9 @@ class Soak:
 
 
 class _Disk:
-    """The node's home: a small file system of its own where that is allowed, to be filled up."""
+    """The node's home, which can be filled up: a small file system of its own where mounting is
+    permitted, else folders that cannot be written.
+    """
 
     def __init__(self, home: Path) -> None:
         self.home = home
@@ -882,7 +896,7 @@ class _Disk:
                 for path in [folder, *folder.rglob("*")]:
                     if path.is_dir():
                         path.chmod(0o555)
-            else:  # permissions do not hold root back
+            else:  # root may write in spite of permissions
                 folder.rename(self.home / f"{name}.away")
                 folder.write_bytes(b"")
 
@@ -906,7 +920,7 @@ class _Disk:
 
 
 def _render(path: Path, views: int, seed: int) -> None:
-    """What camera, LiDAR and laser see along a short walk, and where the camera was."""
+    """Render what camera, LiDAR and laser measure along a short walk, with the camera's poses."""
     scene, poses = walk._walk(seed)
     height, width = SIZE
     focal = 0.8 * width
@@ -931,7 +945,7 @@ _TROUBLES = {
     "stuck": "no depth although inputs flow and the node is active",
     "blind": "depth comes, but no pixel of it is known",
 }
-_VALID: list[tuple[str, Any, Any]] = [  # name, value, what it is otherwise
+_VALID: list[tuple[str, Any, Any]] = [  # name, value to set, value to restore
     ("fit.method", "slf", "field"),
     ("fit.method", "ssf", "field"),
     ("fit.method", "median", "field"),
@@ -1027,7 +1041,7 @@ def _summary(result: dict[str, Any]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the soak; 0 if the node withstood it, 1 if not."""
+    """Run the command line; return 0 if the soak found no failure, else 1."""
     options = _parse(arguments)
     if options.stored is not None:
         print(table(json.loads(options.stored.read_text(encoding="utf-8"))))
@@ -1036,8 +1050,8 @@ def main(arguments: list[str] | None = None) -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     for name in ("node.log", "publisher.log"):
         (options.out / name).unlink(missing_ok=True)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that everything is put away
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # deaf in a shell's background
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that everything is cleaned up
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     with tempfile.TemporaryDirectory(prefix="soak_") as temporary:
         soak = Soak(options, Path(temporary))
         aborted = ""

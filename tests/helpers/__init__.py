@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What several tests need: a rig for the live node, recordings, tiny models, a played GPU."""
+"""Helpers of several tests: a rig for the live node, recordings, tiny models, a simulated GPU."""
 
 from pathlib import Path
 

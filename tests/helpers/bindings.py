@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The real Python bindings of TensorRT and CUDA on a machine without their libraries.
 
-The wheels are fetched once into a folder of the environment. TensorRT's module wants three
-libraries, of which it needs nine C functions to be imported: stubs of them do. Nothing can be run
-so, but every class, method, keyword and enum is the real one. :func:`ask` runs this file in a fresh
-interpreter with those bindings, since two versions of them cannot live in one.
+The wheels are fetched once into a folder of the environment. To be imported, TensorRT's module
+needs nine C functions of three libraries; stubs provide them. Nothing can be run this way, but
+every class, method, keyword and enum is the real one. :func:`ask` runs this file in a fresh
+interpreter with those bindings, because one interpreter cannot hold two versions of them.
 """
 
 from __future__ import annotations
@@ -46,7 +46,9 @@ _SYMBOLS = (
 
 
 def cache_folder() -> Path:
-    """Where what was fetched is kept: with the environment, or with the machine's other rubbish."""
+    """Return the folder of the fetched wheels: in the environment, or in the temporary folder if
+    that cannot be written.
+    """
     base = Path(sys.prefix)
     if not os.access(base, os.W_OK):
         base = Path(tempfile.gettempdir())
@@ -54,7 +56,7 @@ def cache_folder() -> Path:
 
 
 def fetched(requirement: str) -> Path:
-    """Folder with a package, from the cache or the registry. Skips where none can be reached."""
+    """Return the folder of a package, from the cache or the registry; skip if it cannot be had."""
     folder, reason = _fetched(requirement)
     if reason:
         missing(f"{requirement} cannot be fetched ({reason})")
@@ -63,7 +65,7 @@ def fetched(requirement: str) -> Path:
 
 @functools.cache
 def _fetched(requirement: str) -> tuple[Path, str]:
-    """The folder, and "" or why nothing lies there: it is tried once in a session."""
+    """Return the folder, and "" or why it does not exist; a fetch is tried once in a session."""
     folder = cache_folder() / requirement.replace("==", "-")
     if folder.is_dir():
         return folder, ""
@@ -85,14 +87,14 @@ def _fetched(requirement: str) -> tuple[Path, str]:
 
 
 def missing(reason: str) -> None:
-    """Skip, or fail where the environment promised the part (REQUIRE_BINDINGS=1)."""
+    """Skip, or fail if the environment promises the part (REQUIRE_BINDINGS=1)."""
     if os.environ.get("REQUIRE_BINDINGS") == "1":
         pytest.fail(f"{reason} (REQUIRE_BINDINGS=1 promises it)")
     pytest.skip(reason)
 
 
 def stub_libraries(major: str) -> Path:
-    """Folder with stubs of TensorRT's three libraries. Skips without a C compiler."""
+    """Return the folder of stubs of TensorRT's three libraries; skip without a C compiler."""
     folder = cache_folder() / f"stubs-{major}"
     names = [f"lib{name}.so.{major}" for name in ("nvinfer", "nvinfer_plugin", "nvonnxparser")]
     if all((folder / name).is_file() for name in names):
@@ -143,7 +145,7 @@ def ask(question: str, given: Any, tensorrt: str = "", cuda: str = "", *more: st
 
 
 def tensorrt_module() -> Any:
-    """The bindings under the name that the full package gives them."""
+    """Import the bindings under the name that the full package gives them."""
     import tensorrt_bindings
 
     sys.modules["tensorrt"] = tensorrt_bindings
@@ -151,7 +153,7 @@ def tensorrt_module() -> Any:
 
 
 def tensorrt_problems(used: Mapping[str, Sequence[str]]) -> list[str]:
-    """What of a table like trt.USED the bindings do not have, or take otherwise."""
+    """Return what the bindings lack, or take with other parameters, of a table like trt.USED."""
     module = tensorrt_module()
     found = []
     for owner, names in used.items():
@@ -174,7 +176,10 @@ def tensorrt_problems(used: Mapping[str, Sequence[str]]) -> list[str]:
 
 
 def signatures(function: Any, method: bool) -> list[list[tuple[str, bool]]]:
-    """Every overload as (parameter, whether it may be left out), from pybind11's docstring."""
+    """Return every overload as a list of (parameter, whether it has a default).
+
+    They are read from pybind11's docstring; method: leave out `self`.
+    """
     if inspect.isfunction(function):
         parameters = list(inspect.signature(function).parameters.values())
         return [[(item.name, item.default is not item.empty) for item in parameters]]
@@ -193,7 +198,7 @@ def signatures(function: Any, method: bool) -> list[list[tuple[str, bool]]]:
 
 
 def _split(text: str) -> list[str]:
-    """At commas outside brackets."""
+    """Split at the commas outside brackets."""
     parts, depth, start = [], 0, 0
     for place, letter in enumerate(text):
         depth += (letter in "([{<") - (letter in ")]}>" and text[place - 1] != "-")
@@ -204,13 +209,16 @@ def _split(text: str) -> list[str]:
 
 
 def fits(wanted: Sequence[str], overload: Sequence[tuple[str, bool]]) -> bool:
-    """Whether a call with these parameters, in this order, suits an overload."""
+    """Return whether an overload takes a call with these parameters, in this order."""
     names = [name for name, _ in overload]
     return names[: len(wanted)] == list(wanted) and all(free for _, free in overload[len(wanted) :])
 
 
 def cuda_problems(used: Mapping[str, Sequence[str]]) -> list[str]:
-    """What of {"module": ["function(count) -> values", "Enum.member"]} cuda.bindings has not."""
+    """Return what cuda.bindings lacks of `used`.
+
+    used: {"module": ["function(count) -> values", "Enum.member"]}.
+    """
     import importlib
 
     found = []
@@ -236,15 +244,15 @@ def cuda_problems(used: Mapping[str, Sequence[str]]) -> list[str]:
 def cuda_calls(given: Any) -> dict[str, Any]:
     """Call what engine/cuda.py calls, with arguments of the same types, where there is no driver.
 
-    The bindings convert the arguments before they find that out, so a wrong type or number shows.
-    Gives for each function how many values it returned, or the name of the error.
+    The bindings convert the arguments before they notice that, so a wrong type or number of
+    arguments shows. Returns for each function how many values it returned, or the error's name.
     """
     from cuda.bindings import driver, runtime
 
     from depth_node.engine import cuda
 
     if not cuda.missing():
-        return {}  # not with such addresses on a real GPU
+        return {}  # a real GPU must not be given these addresses
     stream, graph, made = runtime.cudaStream_t(), runtime.cudaGraph_t(), runtime.cudaGraphExec_t()
     event, module, kind = runtime.cudaEvent_t(), driver.CUmodule(), runtime.cudaMemcpyKind
     local = runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
@@ -292,7 +300,7 @@ def cuda_calls(given: Any) -> dict[str, Any]:
 
 
 def _returns(function: Any) -> str:
-    """The section "Returns" of a docstring, without its indented explanations."""
+    """Return the section "Returns" of a docstring, without its indented explanations."""
     text = inspect.cleandoc(function.__doc__ or "")
     match = re.search(r"^Returns\n-+\n(.*?)(?=\n\n\S.*\n-+\n|\Z)", text, re.M | re.S)
     body = match[1] if match else ""
@@ -304,7 +312,7 @@ def _returns(function: Any) -> str:
 
 
 def our_module(given: Any) -> dict[str, Any]:
-    """Import depth_node.engine.trt for real and ask what can be asked without a GPU."""
+    """Import depth_node.engine.trt with the real bindings; return what works without a GPU."""
     tensorrt_module()
     from depth_node.engine import EngineError, cuda, trt
     from depth_node.inference import open_engine
@@ -339,7 +347,8 @@ def our_module(given: Any) -> dict[str, Any]:
 
 
 def compiled(given: tuple[str, Sequence[str]]) -> dict[str, str]:
-    """Capability -> the first bytes of the kernels' code, or the refusal; by the real NVRTC.
+    """Compile the kernels with the real NVRTC for each capability; return the first bytes of the
+    code, or the error's text, by capability.
 
     given: the folder of NVRTC's library, and the capabilities.
     """
@@ -348,7 +357,7 @@ def compiled(given: tuple[str, Sequence[str]]) -> dict[str, str]:
     from depth_node.engine import EngineError, cuda
 
     folder, capabilities = given
-    if folder:  # what is loaded already is found under its name
+    if folder:  # a library that is loaded already is later found by its name
         for name in ("libnvrtc-builtins.so.13.0", "libnvrtc.so.13"):
             ctypes.CDLL(str(Path(folder) / name), ctypes.RTLD_GLOBAL)
     found = {}

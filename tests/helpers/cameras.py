@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cameras of every model, and points that they see."""
+"""Cameras of every model, and points in their view."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ CAMERAS = {
 
 
 def undistorted(camera: Camera, pixels: np.ndarray, iterations: int) -> np.ndarray:
-    """(N, 2) pixels -> (N, 2) normalised coordinates, by OpenCV's own iteration."""
+    """Return the normalised coordinates (N, 2) of pixels (N, 2), by OpenCV's own iteration."""
     criteria = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, iterations, 1e-12)
     given = pixels[:, None], camera.matrix, np.array(camera.distortion)
     if hasattr(cv2, "undistortPointsIter"):  # until OpenCV 5

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small data sets on disk: smooth images, frames of noise, files that are cut."""
+"""Small data sets on disk: smooth images, frames of noise, truncated files."""
 
 from __future__ import annotations
 
@@ -13,23 +13,24 @@ from numpy.typing import NDArray
 from training.data.open import DataConfig, open_samples
 from training.data.samples import DataSet
 
-H, W = 48, 64  # of noise() and frame()
+H, W = 48, 64  # size of noise() and frame()
 
 
 def sample_image(seed: int = 0, height: int = 12, width: int = 16) -> NDArray[np.uint8]:
-    """Smooth, so that JPEG keeps it nearly."""
+    """Return an image (height, width, 3) so smooth that JPEG changes it little."""
     y, x = np.mgrid[0:height, 0:width]
     return np.stack([x * 10 + seed, y * 15, x * 0 + 40 + seed], axis=2).astype(np.uint8)
 
 
 def put(path: Path, content: NDArray[Any]) -> Path:
-    """An image (RGB) or map as the file that its name says."""
+    """Write an RGB image or a map in the format that the path's suffix names."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".npy":
         np.save(path, content)
     else:
         plain = content if content.ndim == 2 else cv2.cvtColor(content, cv2.COLOR_RGB2BGR)
-        # ETH3D and Hypersim use upper case and several dots.
+        # imencode takes lower case, but ETH3D and Hypersim name files in upper case, with several
+        # dots.
         done, encoded = cv2.imencode(path.suffix.lower(), plain)
         assert done
         path.write_bytes(encoded.tobytes())
@@ -45,7 +46,7 @@ def noise() -> NDArray[np.uint8]:
 
 
 def frame(folder: Path, depth: NDArray[Any] | None = None, image: str = "rgb.png") -> Path:
-    """One RGB-D frame."""
+    """Write one RGB-D frame of noise into a folder; depth: (H, W), 2 m if None."""
     folder.mkdir(parents=True)
     assert cv2.imwrite(str(folder / image), noise())
     stored = np.full((H, W), 2000, np.uint16) if depth is None else depth

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A room whose depth is known, a network that errs smoothly, and points measured in the room."""
+"""A room of known depth, a network with smooth errors, and points measured in the room."""
 
 from __future__ import annotations
 
@@ -50,19 +50,19 @@ def make_room() -> Room:
 
 
 def warp(seed: int, amplitude: float) -> NDArray[np.float64]:
-    """A smooth factor over the image, as networks err."""
+    """Return a smooth factor (HEIGHT, WIDTH) over the image, like the error of a network."""
     coarse = np.random.default_rng(seed).normal(0, amplitude, (5, 6))
     return np.exp(cv2.resize(coarse, (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC))
 
 
 def network(room: Room, seed: int = 0, amplitude: float = 0.1) -> Prediction:
-    """Disparity without scale and shift, smoothly wrong."""
+    """Return disparity of unknown scale and shift with a smooth error."""
     disparity = 3.0 / (room.depth * warp(seed, amplitude)) + 0.4
     return Prediction(disparity.astype(np.float32), "disparity_affine_invariant")
 
 
 def measure(room: Room, count: int, seed: int = 1, area: Any = None) -> SparseDepth:
-    """`count` pixels of the truth, at random, of `area` (H, W) bool if given."""
+    """Return `count` random pixels of the truth, inside `area` (H, W) bool if it is given."""
     allowed = np.ones(room.depth.shape, bool) if area is None else area
     rows, cols = np.nonzero(allowed)
     chosen = np.random.default_rng(seed).choice(len(rows), count, replace=False)
@@ -102,14 +102,14 @@ def inside(result: FitResult, truth: NDArray[np.float32], area: Any = None) -> f
 
 
 def room_features(room: Room, points: SparseDepth) -> FieldFeatures:
-    """Features of a frame of the room."""
+    """Return the field's features for a frame of the room."""
     merged, _ = merge_points(points, room.depth.shape)
     base = fit_base(network(room), merged)
     return FieldFeatures.of(base, merged, room.labels, room.image, 0.5, WHOLE_METHOD, kernels())
 
 
 def measured_pixels(features: FieldFeatures) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows and columns of the points of features, in their order."""
+    """Return rows and columns (N,) of the points of the features, in their order."""
     position = features.points.feature[:, :2] * features.length_px
     rows, cols = np.round(position).astype(np.int64).T
     return rows, cols

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`fit` of a method as it is defined, without the network that refines it on a robot."""
+"""`fit` without the refining network that a robot adds to method `field`."""
 
 from __future__ import annotations
 

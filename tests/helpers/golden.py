@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The maps of a few pixels whose normalisations and losses were computed by hand."""
+"""Maps of a few pixels, whose normalisations and losses were computed by hand."""
 
 from __future__ import annotations
 

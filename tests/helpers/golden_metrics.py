@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every method reaches on the frames of tests/assets, and what the memory and projection do.
+"""Golden metrics of every method, of the memory and of the projection on tests/assets' frames.
 
-    python -m tests.helpers.golden_metrics           what differs from the stated values
-    python -m tests.helpers.golden_metrics --write   state today's values
+    python -m tests.helpers.golden_metrics           print what differs from the stored values
+    python -m tests.helpers.golden_metrics --write   store the present values
 
-Stated values are in tests/assets/golden_metrics.json, one line per case: lists go over the frames.
+The stored values are in tests/assets/golden_metrics.json, one line per case; a list has one value
+per frame.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ Values = dict[str, Any]
 
 RANGE_NOISE, WRONG_SHARE, WRONG_RANGE = 0.02, 0.05, (0.4, 2.0)
 
-# Condition: how many points (of those that the pattern allows), where, whether they are noisy.
+# Condition -> number of points (at most those that the pattern allows), pattern, whether noisy.
 CONDITIONS: dict[str, tuple[int, str, bool]] = {
     "8": (8, "anywhere", False),
     "50": (50, "anywhere", False),
@@ -52,7 +53,7 @@ CONDITIONS: dict[str, tuple[int, str, bool]] = {
     "part": (250, "part", False),
     "corner": (60, "corner", False),
 }
-# What only the field tells apart: very many points, dense lines, points of different age.
+# Conditions that matter to the field only: very many points, dense lines, points of different age.
 FIELD_CONDITIONS: dict[str, tuple[int, str, bool]] = {
     "50n": (50, "anywhere", True),
     "4500n": (4500, "anywhere", True),
@@ -61,7 +62,7 @@ FIELD_CONDITIONS: dict[str, tuple[int, str, bool]] = {
     "sweeps": (30000, "sweeps", False),
     "thin_sweeps": (30000, "thin_sweeps", False),
 }
-LARGE = ("sweeps", "thin_sweeps")  # of two frames made three times as large
+LARGE = ("sweeps", "thin_sweeps")  # conditions on two frames enlarged three times
 
 
 def _allowed(pattern: str, shape: tuple[int, ...]) -> NDArray[np.bool_]:
@@ -77,7 +78,7 @@ def _allowed(pattern: str, shape: tuple[int, ...]) -> NDArray[np.bool_]:
 
 
 def measure(depth: NDArray[np.float32], condition: str, seed: int) -> SparseDepth:
-    """The points of a condition; 2 % noise and 5 % wrong ones where it is noisy."""
+    """Return the points of a condition; a noisy one has 2 % range noise and 5 % wrong points."""
     count, pattern, noisy = (CONDITIONS | FIELD_CONDITIONS)[condition]
     rng = np.random.default_rng(seed)
     pixel = rng.permutation(np.flatnonzero(_allowed(pattern, depth.shape)))[:count]
@@ -96,13 +97,13 @@ def measure(depth: NDArray[np.float32], condition: str, seed: int) -> SparseDept
 
 @functools.cache
 def frames() -> dict[str, Frame]:
-    """The stored frames by name."""
+    """Return the stored frames by name."""
     return {name: Frame.read(name) for name in PLANS}
 
 
 @functools.cache
 def large_frames() -> dict[str, Frame]:
-    """Two of them, 600 x 450."""
+    """Return two of the frames, enlarged to 600 x 450."""
 
     def larger(image: NDArray[Any], how: int = cv2.INTER_NEAREST) -> NDArray[Any]:
         return np.asarray(cv2.resize(image, None, fx=3, fy=3, interpolation=how))
@@ -146,7 +147,11 @@ CASES += [("field", condition) for condition in FIELD_CONDITIONS]
 
 
 def reached(variant: str, condition: str) -> Values:
-    """Lists over the frames: abs_rel, coverage, width (mean std / depth), known (share of std)."""
+    """Return the metrics of a variant under a condition, each a list over the frames.
+
+    abs_rel, coverage, width (mean std / depth), known (fraction of pixels with a standard
+    deviation); for the field also its estimated parameters.
+    """
     found: dict[str, list[float]] = {}
     given = large_frames() if condition in LARGE else frames()
     for number, frame in enumerate(given.values()):
@@ -180,7 +185,7 @@ SMALL_AREA = (slice(70, 110), slice(80, 130))
 
 
 class Camera10Hz:
-    """A camera that stands still; each frame it gets other points."""
+    """A camera that stands still and gets other points in each frame."""
 
     def __init__(self, name: str, count: int = 300, noise: float = RANGE_NOISE) -> None:
         self.frame, self.count, self.noise = frames()[name], count, noise
@@ -194,7 +199,10 @@ class Camera10Hz:
         values: NDArray[np.float32] | None = None,
         gap_s: float = 0.1,
     ) -> tuple[FitResult, FitResult]:
-        """Results (without, with) memory of a frame, in which some of it may have changed."""
+        """Fit a frame without and with memory; return both results.
+
+        depth, image, values: changed truth, image or prediction of this frame.
+        """
         self.seed += 1
         self.time_ns += round(gap_s * 1e9)
         truth = self.frame.depth if depth is None else depth
@@ -212,14 +220,14 @@ class Camera10Hz:
         return alone, both
 
     def stand(self, number: int = 6) -> Camera10Hz:
-        """A few frames in which nothing changes."""
+        """See a few frames in which nothing changes."""
         for _ in range(number):
             self.see()
         return self
 
     @property
     def remembered(self) -> float:
-        """Share of the past in the last answer."""
+        """Weight of the past in the last answer."""
         return self.state.old_weight
 
 
@@ -245,7 +253,10 @@ def _things_move(
     area: tuple[slice, slice] = AREA,
     noise: float = RANGE_NOISE,
 ) -> Values:
-    """A part comes nearer and only the points show it: what is remembered, and errors there."""
+    """Move a part nearer, which only the points show; return what is remembered and errors there.
+
+    error_ratio: error with memory over error without.
+    """
     camera = Camera10Hz(name, count, noise).stand()
     depth = camera.frame.depth.copy()
     depth[area] *= factor
@@ -259,7 +270,7 @@ def _things_move(
 
 
 def _picture_changes(name: str, brighter: int) -> Values:
-    """Ever more to the right, by up to so many grey levels."""
+    """Brighten the image towards the right, by up to `brighter` grey levels."""
     camera = Camera10Hz(name).stand(3)
     ramp = np.linspace(-0.5 * brighter, brighter, WIDTH)[None, :, None].clip(0)
     image = np.clip(camera.frame.image * 0.6 + ramp, 0, 255).astype(np.uint8)
@@ -269,7 +280,7 @@ def _picture_changes(name: str, brighter: int) -> Values:
 
 
 def _network_changes(name: str, change: float) -> Values:
-    """Its map is bent by up to a share of its range."""
+    """Bend the network's map by up to `change` times its range."""
     camera = Camera10Hz(name).stand(3)
     values = camera.frame.prediction.values
     ramp = np.linspace(-0.5, 1, HEIGHT, dtype=np.float32)[:, None].clip(0)
@@ -278,7 +289,7 @@ def _network_changes(name: str, change: float) -> Values:
 
 
 def _unannounced_move(name: str, pixels: int, count: int = 300) -> Values:
-    """Everything goes sideways and nobody says so."""
+    """Move the whole scene sideways without a camera pose that says so."""
     camera = Camera10Hz(name, count).stand()
     frame = camera.frame
     moved = [np.roll(each, pixels, axis=1) for each in (frame.depth, frame.prediction.values)]
@@ -287,14 +298,14 @@ def _unannounced_move(name: str, pixels: int, count: int = 300) -> Values:
 
 
 def _unseen_move(name: str, pixels: int, count: int = 300) -> Values:
-    """The points alone go sideways: the past predicts them worse and worse."""
+    """Move only the points sideways, so that the past predicts them badly."""
     camera = Camera10Hz(name, count).stand()
     camera.see(depth=np.roll(camera.frame.depth, pixels, axis=1))
     return {"remembered": [camera.remembered], "resets": [camera.state.resets]}
 
 
 def _another_part(name: str, share: float) -> Values:
-    """Another picture in a share of the columns, for ever."""
+    """Replace the image in a fraction `share` of its columns."""
     camera = Camera10Hz(name).stand(3)
     image = camera.frame.image.copy()
     image[:, : round(share * WIDTH)] = 255 - image[:, : round(share * WIDTH)] // 2
@@ -303,7 +314,7 @@ def _another_part(name: str, share: float) -> Values:
 
 
 def _everything_nearer(name: str, factor: float) -> Values:
-    """A factor on all points: the past takes it over."""
+    """Scale all points by a factor, which the remembered depth takes over."""
     camera = Camera10Hz(name).stand()
     alone, both = camera.see(depth=camera.frame.depth * np.float32(factor))
     ratio = float(np.median(both.depth / alone.depth))
@@ -371,7 +382,7 @@ PROJECTION: dict[str, Callable[[], Values]] = {
 
 
 def everything() -> dict[str, dict[str, Values]]:
-    """All values of today."""
+    """Compute all present values."""
     return {
         "fits": {f"{variant}, {condition}": reached(variant, condition)
                  for variant, condition in CASES},
@@ -382,7 +393,7 @@ def everything() -> dict[str, dict[str, Values]]:
 
 @functools.cache
 def stated() -> dict[str, dict[str, Values]]:
-    """All values of tests/assets/golden_metrics.json."""
+    """Read all values of tests/assets/golden_metrics.json."""
     found: dict[str, dict[str, Values]] = json.loads(STATED.read_text(encoding="utf-8"))
     return found
 
@@ -422,7 +433,7 @@ def _differences(now: dict[str, dict[str, Values]]) -> Iterator[str]:
 
 
 def main(arguments: list[str]) -> int:
-    """Print what differs; state it with --write. 1 where something differs and is not stated."""
+    """Print what differs; store it with --write. Return 1 if something differs and stays so."""
     now = everything()
     with np.errstate(all="ignore"):
         differences = list(_differences(now))

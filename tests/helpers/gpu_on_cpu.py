@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A machine with a GPU, played by this one: for tests of engine/cuda.py and engine/trt.py.
+"""A simulated GPU for tests of engine/cuda.py and engine/trt.py on a machine without one.
 
 The GPU's memory is the host's, its kernels are the real source compiled as C++ and run thread by
-thread, and TensorRT's network is run by ONNX Runtime. What is played is what the tables USED of
-those modules name, with as many parameters; test_trt_bindings.py holds the tables against the real
-bindings. Like the real ones it records what is captured into a graph instead of doing it, and it
-counts what is not given back.
+thread, and ONNX Runtime runs TensorRT's network. Simulated is what the tables USED of those modules
+name, with the same numbers of parameters; test_trt_bindings.py compares the tables with the real
+bindings. Like the real ones, it records work that is captured into a graph instead of doing it. It
+counts resources that are not released.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ extern "C" int launch(
 
 @functools.cache
 def compiled_kernels() -> ctypes.CDLL:
-    """The kernels' source as a library of this machine. Skips without a C++ compiler."""
+    """Return the kernels' source compiled as a library of this machine; skip without a compiler."""
     compiler = shutil.which("g++") or shutil.which("c++")
     if compiler is None:
         pytest.skip("no C++ compiler (g++) to run the kernels on the CPU")
@@ -88,7 +88,7 @@ def compiled_kernels() -> ctypes.CDLL:
         shutil.rmtree(folder)
 
 
-# The names are the real ones.
+# Names and numbers are those of CUDA.
 Error = enum.IntEnum(
     "Error",
     {
@@ -104,24 +104,24 @@ Error = enum.IntEnum(
 
 
 class Result(enum.IntEnum):
-    """Of the driver."""
+    """Results of the driver's functions."""
 
     CUDA_SUCCESS = 0
     CUDA_ERROR_INVALID_IMAGE = 200
 
 
 class Compiled(enum.IntEnum):
-    """Of NVRTC."""
+    """Results of NVRTC's functions."""
 
     NVRTC_SUCCESS = 0
     NVRTC_ERROR_COMPILATION = 6
 
 
 class Machine:
-    """The state of the played GPU.
+    """The state of the simulated GPU.
 
-    memory: bytes of it. fail: names of calls that fail from now on, with the error that they give.
-    live: what was taken and not given back, by kind. calls: names, in order.
+    memory: its size in bytes. fail: names of calls that fail from now on, with the error that they
+    return. live: resources taken and not released, by kind. calls: names of calls, in order.
     """
 
     def __init__(self, memory: int = 8_000_000_000) -> None:
@@ -140,22 +140,22 @@ class Machine:
 
     @property
     def leaks(self) -> dict[str, int]:
-        """Kinds of which something is not given back, and how many."""
+        """Number of resources not released, by kind; kinds without any are left out."""
         return {kind: len(held) for kind, held in self.live.items() if held}
 
     def used(self) -> int:
-        """Bytes of the device's memory that are taken."""
+        """Return the bytes of the device's memory that are in use."""
         return sum(buffer._length_ for buffer in self.live["device"].values())
 
     def enqueue(self, work: Callable[[], None]) -> None:
-        """Do it in the stream's order: at once, or whenever the graph is launched."""
+        """Do the work at once, or, during a capture, whenever the graph is launched."""
         if self.recording is None:
             work()
         else:
             self.recording.append(work)
 
     def handle(self, kind: str, content: Any) -> int:
-        """A new number for something of a kind."""
+        """Return a new handle for a resource of a kind."""
         self._next += 1
         self.live[kind][self._next] = content
         return self._next
@@ -163,7 +163,7 @@ class Machine:
     # --- the modules of cuda.bindings
 
     def runtime(self) -> dict[str, Any]:
-        """Functions and enums of cuda.bindings.runtime."""
+        """Return functions and enums of cuda.bindings.runtime."""
         live, ok = self.live, Error.cudaSuccess
 
         def cudaGetDeviceCount() -> tuple[Any, ...]:
@@ -259,7 +259,7 @@ class Machine:
         }
 
     def driver(self) -> dict[str, Any]:
-        """Functions and enums of cuda.bindings.driver."""
+        """Return functions and enums of cuda.bindings.driver."""
         ok = Result.CUDA_SUCCESS
 
         def cuLaunchKernel(name: bytes, *rest: Any) -> tuple[Any, ...]:
@@ -282,7 +282,10 @@ class Machine:
         }
 
     def nvrtc(self) -> dict[str, Any]:
-        """Functions and enums of cuda.bindings.nvrtc; nothing is compiled, see compiled_kernels."""
+        """Return functions and enums of cuda.bindings.nvrtc.
+
+        They compile nothing, see compiled_kernels.
+        """
         ok = Compiled.NVRTC_SUCCESS
         return {
             "nvrtcGetSupportedArchs": lambda: (ok, [75, 80, 86, 87, 89, 90]),
@@ -301,7 +304,7 @@ class Machine:
     # --- tensorrt
 
     def tensorrt(self) -> dict[str, Any]:
-        """What the table of trt.py names of the module tensorrt."""
+        """Return what trt.USED names of the module tensorrt."""
         machine = self
 
         class ILogger:
@@ -544,7 +547,7 @@ class Machine:
     # --- in place of the real ones
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Let `import tensorrt` and `from cuda.bindings import ...` find this machine."""
+        """Let `import tensorrt` and `from cuda.bindings import ...` find this simulation."""
         import depth_node.engine as package
 
         cuda = _module("cuda")
@@ -568,14 +571,16 @@ class Machine:
         modules["tensorrt"] = tensorrt
         for name, module in modules.items():
             monkeypatch.setitem(sys.modules, name, module)
-        for name in ("cuda", "trt"):  # ours are imported anew, and forgotten afterwards
+        # Import our modules anew with these bindings; monkeypatch restores the former ones.
+        for name in ("cuda", "trt"):
             full = f"depth_node.engine.{name}"
             monkeypatch.setitem(sys.modules, full, None)
             del sys.modules[full]
             monkeypatch.setattr(package, name, None, raising=False)
             delattr(package, name)
         trt = importlib.import_module("depth_node.engine.trt")
-        # Another process would not find this machine: tests/engine/test_tensorrt_rtx.py builds so.
+        # Another process would not find this simulation, so the engine is built in this one;
+        # tests/engine/test_tensorrt_rtx.py tests the build in a process of its own.
         monkeypatch.setattr(trt, "build_apart", lambda _, *given: trt.build_here(*given))
 
     def _watched(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -583,7 +588,7 @@ class Machine:
             self.calls.append(name)
             if name in self.fail:
                 if name == "cudaStreamEndCapture":
-                    self.recording = None  # a capture that fails is over too
+                    self.recording = None  # a failed capture has ended too
                 return (self.fail[name], *[None] * 2)
             return function(*arguments)
 

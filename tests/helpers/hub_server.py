@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A server on this machine that answers huggingface_hub as the hub does, and breaks as told.
+"""A local server that answers huggingface_hub as the hub does, with faults on request.
 
 ``/REPO/resolve/REVISION/FILE`` is answered by a redirect to a storage address with the headers
 X-Repo-Commit, X-Linked-ETag (the file's SHA-256, as for large files) and X-Linked-Size; the storage
@@ -20,24 +20,24 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Hub:
-    """Files by "repo/path", and how the server behaves; what was asked of it."""
+    """The hub's files by "repo/path", the server's faults, and the requests that it received."""
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
         self.errors: dict[str, tuple[int, str]] = {}  # "repo/path" -> status and X-Error-Code
         self.damage = False  # storage sends wrong bytes of the right length
         self.small = False  # the hub gives no SHA-256, as for small files
-        self.cut_after = 0  # storage closes its first connection after so many bytes
-        self.hold_after = 0  # ... or stays silent after so many, until `release` is set
+        self.cut_after = 0  # storage closes its first connection after this many bytes
+        self.hold_after = 0  # storage sends nothing more after this many bytes until `release`
         self.release = threading.Event()
         self.held = threading.Event()
-        self.size: str | None = ""  # X-Linked-Size, if not the true one; None: not sent
-        # Storage sends these headers and all of this instead of the file.
+        self.size: str | None = ""  # X-Linked-Size; "": the true one, None: not sent
+        # Headers and blocks that storage sends instead of the file.
         self.body: tuple[dict[str, str], Callable[[], Iterable[bytes]]] | None = None
         self.ranges: list[str] = []
         self.sent = 0  # bytes of `body`
         self.requests: list[str] = []
-        self.tokens: list[str] = []  # authorization headers that storage got
+        self.tokens: list[str] = []  # authorization headers that storage received
         self.url = ""
 
 
@@ -72,7 +72,7 @@ def serve() -> Iterator[Hub]:
                 return
             content = hub.files[key]
             digest = hashlib.sha256(content).hexdigest()
-            storage = hub.url.replace("127.0.0.1", "localhost")  # another host, as far as one sees
+            storage = hub.url.replace("127.0.0.1", "localhost")  # another host to the client
             about = {
                 "X-Repo-Commit": COMMIT if revision == "main" else revision,
                 "X-Linked-ETag": f'"{digest[:40] if hub.small else digest}"',
@@ -95,7 +95,7 @@ def serve() -> Iterator[Hub]:
             self.end_headers()
             chunked = headers.get("Transfer-Encoding") == "chunked"
             self.close_connection = True
-            with contextlib.suppress(OSError):  # the other end has had enough
+            with contextlib.suppress(OSError):  # the client may close the connection
                 for block in blocks():
                     hub.sent += len(block)
                     self.wfile.write(b"%x\r\n%s\r\n" % (len(block), block) if chunked else block)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Manifests edited by hand, and the sentence with which a model is refused."""
+"""Manifests edited as by hand, and the message with which a model is refused."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ onnx = pytest.importorskip("onnx", reason="onnx builds the models of these tests
 
 
 def rewrite(model: Path, **changes: Any) -> None:
-    """Change entries of a manifest as a hand that edits it would; input.* by that dotted name."""
+    """Change entries of a model's manifest; `...` deletes one.
+
+    The name of a nested entry joins its parts by "__", as input__height.
+    """
     import yaml
 
     path = manifest_path(model)

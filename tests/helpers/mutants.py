@@ -3,12 +3,13 @@
 
     python -m tests.helpers.mutants FORMAT COUNT SEED FOLDER
 
-writes a recording, damages it COUNT times and reads it: each mutant must end in a sentence or in
-the right answer, within memory and time. Prints what came out as JSON; any other end is an error.
+writes a recording, damages it COUNT times and reads it: each mutant must give an error sentence or
+the right answer, within limits of memory and time. Prints the counts as JSON; anything else is an
+error.
 
     python -m tests.helpers.mutants read PATH
 
-reads a frame or a bag in bounded memory and prints its sentences.
+reads a bag or a folder of frames in bounded memory and prints the error sentences.
 """
 
 from __future__ import annotations
@@ -30,20 +31,20 @@ import numpy as np
 from tests.helpers import REPO
 from tests.helpers.mutation import put
 
-MEMORY = 512 << 20  # bytes on top of what the libraries take
+MEMORY = 512 << 20  # bytes in addition to what the libraries take
 SECONDS = 5.0  # for one mutant
 INTERESTING = (0, 1, 0x7F, 0x80, 0xFF)
 
 
 def mutants(content: bytes, count: int, seed: int) -> Iterator[bytes]:
-    """`count` damaged forms of a file: bits, bytes, cuts, gaps, repeats, numbers of any size."""
+    """Yield `count` damaged forms of a file: bits, bytes, cuts, gaps, repeats, large numbers."""
     rng = np.random.default_rng([seed, len(content)])
     for _ in range(count):
         data = bytearray(content)
         for _ in range(int(rng.integers(1, 4))):
             if not data:
                 break
-            # Half of the damage where heads and indices are.
+            # Two thirds of the damage are near the ends, where headers and indices are.
             end = len(data)
             near = (int(rng.integers(end)), int(rng.integers(min(end, 600))),
                     max(0, end - 1 - int(rng.integers(min(end, 600)))))  # fmt: skip
@@ -74,7 +75,7 @@ def mutants(content: bytes, count: int, seed: int) -> Iterator[bytes]:
 
 
 def texts(content: bytes, count: int, seed: int) -> Iterator[bytes]:
-    """Damaged JSON: as any file, and with values in the place of values."""
+    """Yield damaged forms of a JSON file: half as of any file, half with a value replaced."""
     rng = np.random.default_rng([seed, 7])
     values = ["1e999", "-1e999", "9" * 400, "NaN", "true", "null", '"x"', "[" * 100_000, "{}", "[]",
               "96.9", "1e-320", "[[[[1]]]]", '"' + "y" * 5000 + '"', "\\u0000", "-0", "[1e400]",
@@ -141,13 +142,13 @@ def image_reader(path: Path) -> Callable[[], None]:
     def read() -> None:
         image = pixels()
         assert image.dtype == want.dtype and image.ndim == 3
-        if path.suffix == ".png":  # the others have no checksums
+        if path.suffix == ".png":  # the other formats have no checksums
             assert np.array_equal(image, want)
 
     return read
 
 
-IMAGE_FORMS: dict[str, tuple[type, list[int]]] = {  # name -> type of the pixels, how to write them
+IMAGE_FORMS: dict[str, tuple[type, list[int]]] = {  # name -> type of the pixels, OpenCV's options
     "image.jpg": (np.uint8, []),
     "image.progressive.jpg": (np.uint8, [cv2.IMWRITE_JPEG_PROGRESSIVE, 1]),
     "image.restarts.jpg": (np.uint8, [cv2.IMWRITE_JPEG_RST_INTERVAL, 2]),
@@ -160,7 +161,7 @@ IMAGE_FORMS: dict[str, tuple[type, list[int]]] = {  # name -> type of the pixels
 
 
 def recording(form: str, folder: Path) -> tuple[Path, Callable[[], None]]:
-    """The file of a form in a recording of its own, and what reads the recording."""
+    """Write a recording that holds a file of a form; return the file and the recording's reader."""
     from tests.helpers.recordings import T_CAMERA_LIDAR, BagWriter, scene, write_frame
 
     if form.startswith(("mcap", "db3")):
@@ -207,7 +208,9 @@ def bound_memory() -> None:
 
 
 def read_bounded(path: Path) -> dict[str, object]:
-    """Frames of a recording, a bag or a folder of frame folders, and the sentences about it."""
+    """Read a bag or a folder of frame folders; return the number of frames, the error sentences and
+    the processor time.
+    """
     from depth_node.recordings.files import FrameError
     from depth_node.recordings.frames import is_bag, read_frame
 
@@ -239,7 +242,7 @@ def read_bounded(path: Path) -> dict[str, object]:
 
 
 def in_a_child(*arguments: object, timeout_s: float = 120) -> dict[str, Any]:
-    """What this module prints, run as a process of its own."""
+    """Run this module in a process of its own and return what it prints."""
     command = [sys.executable, "-m", "tests.helpers.mutants", *map(str, arguments)]
     done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=timeout_s)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -271,7 +274,7 @@ def main(form: str, count: int, seed: int, folder: Path) -> dict[str, object]:
             sentences += 1
             text = str(error)
             assert text.isprintable() and 20 < len(text) <= 1000, text
-        except ImageError as error:  # a part of a sentence
+        except ImageError as error:  # its text is part of a sentence, so it may be short
             sentences += 1
             text = str(error)
             assert text.isprintable() and len(text) <= 1000, text
@@ -283,7 +286,7 @@ def main(form: str, count: int, seed: int, folder: Path) -> dict[str, object]:
         taken = time.process_time() - start
         assert taken < SECONDS, f"mutant {number} of {form} took {taken:.1f} s"
         slowest = max(slowest, taken)
-    # Not ru_maxrss: Linux hands a parent's peak on to the process it starts.
+    # Not ru_maxrss, because on Linux a process inherits its parent's peak.
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     peak = int(status.partition("VmHWM:")[2].split()[0]) * 1024
     return {"answers": answers, "sentences": sentences, "slowest_s": slowest, "peak_bytes": peak}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files as disks, editors, transfers and attackers leave them, the same in every run."""
+"""Seeded damage to files, such as disks, editors, transfers and attackers leave."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-# What readers trip over, put in anywhere: YAML, JSON, numbers, controls, other encodings.
+# Text that readers fail on, inserted anywhere: YAML, JSON, numbers, control characters, encodings.
 SPLICES = (
     b"", b"\0", b"\xff\xfe", b"\xc3(", "\u2028\u202e".encode(), b"\x1b[31m", b"\r\n", b"\t", b"- ",
     b": ", b"{", b"[" * 400, b"]", b"}", b"{" * 400, b'"', b"'", b"&a ", b"*a", b"<<: *a",
@@ -27,15 +27,17 @@ MUCH_MB = 50.0
 
 
 def put(path: Path, content: bytes) -> None:
-    """Write a file as a new one: one that is cut and written again goes to the disk at once (ext4,
-    auto_da_alloc), which takes a hundred times as long.
+    """Write the content as a new file.
+
+    A file that is truncated and rewritten is flushed to the disk at once (ext4, auto_da_alloc),
+    which takes a hundred times as long.
     """
     path.unlink(missing_ok=True)
     path.write_bytes(content)
 
 
 def mutants(content: bytes, count: int, seed: int = 0) -> Iterator[tuple[int, bytes]]:
-    """(number, damaged copy), `count` times: cut, bits, noise, lines moved, awkward text put in."""
+    """Yield (number, damaged copy) `count` times: cut, bits flipped, noise, lines moved, splices."""
     rng = np.random.default_rng(seed)
     for number in range(count):
         yield number, _mutant(content, rng)
@@ -72,8 +74,11 @@ def _mutant(content: bytes, rng: np.random.Generator) -> bytes:
 
 @contextmanager
 def bounded(seconds: float, megabytes: float) -> Iterator[None]:
-    """Fail if the block takes longer, or more memory: to the megabyte, or if much is allowed as the
-    system counts it, which takes no time, where tracing takes three times that of the block."""
+    """Fail if the block takes more processor time or memory.
+
+    From MUCH_MB on the system's count of resident memory is used, which is coarse but costs no
+    time; below, tracemalloc is exact, but the block takes three times as long.
+    """
     with _resident() if megabytes >= MUCH_MB else _traced() as peak_mb:
         start = time.process_time()
         yield
@@ -83,7 +88,7 @@ def bounded(seconds: float, megabytes: float) -> Iterator[None]:
 
 @contextmanager
 def _traced() -> Iterator[Callable[[], float]]:
-    """The most memory of Python in MB, by its own book."""
+    """Context that gives a function for the peak of Python's memory, MB, by tracemalloc."""
     tracemalloc.start()
     try:
         yield lambda: tracemalloc.get_traced_memory()[1] / 1e6
@@ -93,10 +98,12 @@ def _traced() -> Iterator[Callable[[], float]]:
 
 @contextmanager
 def _resident() -> Iterator[Callable[[], float]]:
-    """By how many MB the memory of this process has grown at most (proc(5): clear_refs, VmHWM)."""
+    """Context that gives a function for the peak growth of this process's resident memory, MB
+    (proc(5): clear_refs, VmHWM).
+    """
     try:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-    except OSError:  # another system, or not allowed
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    except OSError:  # another system, or not permitted
         with _traced() as peak_mb:
             yield peak_mb
         return
@@ -110,6 +117,6 @@ def _resident() -> Iterator[Callable[[], float]]:
 
 
 def assert_sentence(error: BaseException) -> None:
-    """What a refusal says: one line, not long, nothing that a terminal obeys."""
+    """Assert that an error's text is one line, not long and without control characters."""
     text = str(error)
     assert text.isprintable() and 0 < len(text) < 2000, repr(text[:500])

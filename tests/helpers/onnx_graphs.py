@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ONNX graphs that overflow in FP16, and blind casts of them; needs the onnx package."""
+"""ONNX graphs that overflow in FP16, and their blind casts to FP16; needs the onnx package."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def graph(
     kind: int = FLOAT,
     output: int = FLOAT,
 ) -> Any:
-    """A model `image` -> `out` of (operator, inputs, outputs[, attributes]) and weights."""
+    """Return a model `image` -> `out` of nodes (operator, inputs, outputs[, attributes])."""
     made = [helper.make_node(n[0], n[1], n[2], **(n[3] if len(n) > 3 else {})) for n in nodes]
     stored = [numpy_helper.from_array(np.asarray(v), k) for k, v in (weights or {}).items()]
     content = helper.make_graph(
@@ -68,7 +68,7 @@ def halved(model: Any, **options: Any) -> fp16.Fp16Model:
 
 
 def answer(model: Any, image: np.ndarray) -> np.ndarray:
-    """By onnx's reference: NumPy, each operator in the type that the graph gives it."""
+    """Run the model by onnx's reference: NumPy, each operator in the type that the graph states."""
     with np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found: np.ndarray = ReferenceEvaluator(model).run(None, {"image": image})[0]
@@ -76,7 +76,7 @@ def answer(model: Any, image: np.ndarray) -> np.ndarray:
 
 
 def blindly(model: Any) -> Any:
-    """Everything in FP16, as a converter does that knows nothing of the network."""
+    """Cast everything to FP16, as a converter does that knows nothing of the network."""
     cast = onnx.ModelProto()
     cast.CopyFrom(onnx_graph.prepared(model, {"image": SHAPE}))
     for index, item in enumerate(cast.graph.initializer):
@@ -94,7 +94,10 @@ def near(found: np.ndarray, wanted: np.ndarray) -> bool:
 
 
 def normalised(square: Sequence[Node], gain: float) -> Any:
-    """x * gain, then a layer normalisation written out, then an offset, a last product."""
+    """Return a graph of x * gain, a layer normalisation written out, an offset and a product.
+
+    square: nodes that square its deviations.
+    """
     return graph(
         [
             ("Mul", ["image", "gain"], ["x"]),
@@ -125,7 +128,7 @@ SQUARES = {
 
 
 def attention(gain: float) -> Any:
-    """Softmax of Q K^T / 4 plus a mask, times V, then a last product."""
+    """Return a graph of softmax(Q K^T / gain^2 + mask) V, a ReLU and a last product."""
     return graph(
         [
             ("Mul", ["image", "gain"], ["q"]),

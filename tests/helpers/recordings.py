@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small recordings made on the spot: frame folders and bags of a scene whose depth is known."""
+"""Small recordings of a scene of known depth, written by the tests: frame folders and bags."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ T_CAMERA_LIDAR = np.array(
 
 
 def scene() -> tuple[np.ndarray, np.ndarray]:
-    """Image and depth: a slanted wall with a box before it, every surface with its own colour."""
+    """Return image and depth of a slanted wall with a box in front, each of another colour."""
     rows, cols = np.mgrid[: CAMERA.height, : CAMERA.width]
     depth = (4.0 + 0.01 * cols).astype(np.float32)
     box = (rows > 25) & (rows < 60) & (cols > 30) & (cols < 60)
@@ -33,13 +33,13 @@ def scene() -> tuple[np.ndarray, np.ndarray]:
 
 
 def lidar_of(depth: np.ndarray, every: int = 4) -> np.ndarray:
-    """(N, 3) float32 points in the LiDAR frame that hit the centres of every n-th pixel."""
+    """Return points (N, 3) float32 in the LiDAR frame at the centres of every n-th pixel."""
     points = CAMERA.backproject(depth)[2::every, 2::every].reshape(-1, 3)
     return transform(invert_rigid(T_CAMERA_LIDAR), points).astype(np.float32)
 
 
 def relative_of(depth: np.ndarray) -> np.ndarray:
-    """What a network would say: disparity, of another scale and shift on the box."""
+    """Return a network's prediction: disparity, with another scale and shift on the box."""
     disparity = 3.0 / depth + 0.2
     near = depth < 3
     disparity[near] = 2.0 / depth[near] + 0.5
@@ -47,7 +47,7 @@ def relative_of(depth: np.ndarray) -> np.ndarray:
 
 
 def write_frame(folder: Path, lidar: bool = True, prediction: bool = True) -> Path:
-    """A frame folder of the scene; returns it."""
+    """Write a frame folder of the scene and return it."""
     image, depth = scene()
     folder.mkdir(parents=True)
     cv2.imwrite(str(folder / "rgb.png"), image[..., ::-1])
@@ -65,7 +65,7 @@ def write_frame(folder: Path, lidar: bool = True, prediction: bool = True) -> Pa
 
 
 class BagWriter:
-    """Writes a rosbag2 of the scene through rosbags; times in seconds, messages in call order."""
+    """Writer of a rosbag2 of the scene by rosbags; times in s, messages in the order of calls."""
 
     def __init__(self, path: Path, mcap: bool = False, **compression: Any) -> None:
         from rosbags.rosbag2 import StoragePlugin, Writer
@@ -147,7 +147,11 @@ class BagWriter:
         ticks: np.ndarray | None = None,
         recorded_s: float | None = None,
     ) -> None:
-        """ticks: (N,) uint32, a field t. recorded_s: where that is not the stamp."""
+        """Write a PointCloud2.
+
+        ticks: (N,) uint32, the times of the points as a field t. recorded_s: time of recording, if
+        it differs from the stamp.
+        """
         points = lidar_of(scene()[1]) if points is None else points.astype(np.float32)
         field_type = self.types["sensor_msgs/msg/PointField"]
         fields = [
@@ -188,13 +192,13 @@ class BagWriter:
         self.write(topic, kind, time_s, message)
 
     def static_tf(self, links: list[tuple[str, str, np.ndarray]]) -> None:
-        """(parent, child, T_parent_child) links that hold always."""
+        """Write static transforms (parent, child, T_parent_child)."""
         self.tf(0.0, links, "/tf_static")
 
     def tf(
         self, time_s: float, links: list[tuple[str, str, np.ndarray]], topic: str = "/tf"
     ) -> None:
-        """(parent, child, T_parent_child) links at a time; rotations by their matrix."""
+        """Write transforms (parent, child, T_parent_child (4, 4)) of a time."""
         from scipy.spatial.transform import Rotation
 
         types = self.types

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one sentence with which something is refused."""
+"""The error message with which a call is refused."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from depth_node.engine import EngineError
 
 
 def refusal(call: Callable[[], Any]) -> str:
-    """The EngineError of a call; it must be one line."""
+    """Return the message of the EngineError that a call raises; it must be one line."""
     with pytest.raises(EngineError) as caught:
         call()
     sentence = str(caught.value)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Label maps, relative depth and points whose parameters per region are known."""
+"""Label maps, relative depth and points with known parameters for each region."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CLASSIC = ("global_depth", "global_disparity", "median", *REGION_METHODS)
 
 
 def connected(labels: np.ndarray) -> np.ndarray:
-    """The 4-connected parts of the regions of a map (H, W), numbered from 1; 0 stays 0.
+    """Return the 4-connected parts of the regions of a map (H, W), numbered from 1; 0 stays 0.
 
     Pixels are the even cells of a (2H-1, 2W-1) grid; the cells between equal neighbours link them.
     """
@@ -36,20 +36,20 @@ def connected(labels: np.ndarray) -> np.ndarray:
 
 
 def cells(rows: int = 4, columns: int = 5, height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
-    """A label map of rectangles, 1.. row by row."""
+    """Return a label map (height, width) of rectangles, numbered from 1 row by row."""
     y = np.arange(height)[:, None] * rows // height
     x = np.arange(width)[None, :] * columns // width
     return (1 + y * columns + x).astype(np.int32)
 
 
 def bumpy(height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
-    """A relative depth that no plane explains."""
+    """Return a relative depth (height, width) that no plane fits."""
     y, x = np.mgrid[:height, :width]
     return (2 + np.sin(x / 9) * np.cos(y / 7) + 0.5 * np.sin(x * y / 400)).astype(np.float32)
 
 
 def truth_of(relative: np.ndarray, labels: np.ndarray, seed: int = 0, slopes: bool = True):
-    """Metric depth made of one (s, a, b, t) per label, and these parameters (K+1, 4)."""
+    """Return metric depth (H, W) made with one (s, a, b, t) per label, and these (K+1, 4)."""
     rng = np.random.default_rng(seed)
     count = int(labels.max()) + 1
     table = np.stack(

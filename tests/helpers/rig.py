@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A node under test and a peer that publishes to it and listens, over real middleware."""
+"""A node under test, and a peer that publishes to it and subscribes, over real middleware."""
 
 from __future__ import annotations
 
@@ -33,11 +33,13 @@ from depth_node.ros.node import DepthNode
 
 HEIGHT, WIDTH = 48, 64
 FOCAL = 60.0
-CLOSE = 0.05  # relative: a region's fit is cut off at the range of its points, and pixels are 8 bit
-PATIENCE_S = 40.0  # a busy machine; only a failing test waits that long
-ANSWER_S = 10.0  # a service's answer that has not come by then was lost on its way
+# Relative tolerance of depth: a region's fit is limited to the range of its points, and pixels have
+# 8 bits.
+CLOSE = 0.05
+PATIENCE_S = 40.0  # for a busy machine; only a failing test waits that long
+ANSWER_S = 10.0  # a service's answer that has not arrived by then is lost
 IDENTITY = [float(value) for value in np.eye(4).reshape(-1)]
-TRANSITIONS = {  # number, and the state that it leads to
+TRANSITIONS = {  # number of the transition, and the state after it
     "configure": (Transition.TRANSITION_CONFIGURE, "inactive"),
     "activate": (Transition.TRANSITION_ACTIVATE, "active"),
     "deactivate": (Transition.TRANSITION_DEACTIVATE, "inactive"),
@@ -47,15 +49,15 @@ TRANSITIONS = {  # number, and the state that it leads to
 
 @functools.cache
 def own_domain() -> int:
-    """A ROS domain of this process, so that tests hear nobody else.
+    """Return a ROS domain for this process alone, so that tests receive nobody else's messages.
 
-    Another worker's processes of depth_node.live choose among other domains.
+    Processes of depth_node.live that other workers start choose among other domains.
     """
     return free_domain(range(51, 101))
 
 
 def settings(network: Path, *more: str) -> list[str]:
-    """Parameters of a node with this network, whose LiDAR sits in the camera."""
+    """Return parameters of a node with this network, whose LiDAR frame is the camera frame."""
     return [f"model.path:={network}", f"T_camera_lidar:={IDENTITY}", *more]
 
 
@@ -68,9 +70,9 @@ def header(stamp_s: float, frame: str = "camera_optical_frame") -> Header:
 def camera_image(
     stamp_s: float, height: int = HEIGHT, width: int = WIDTH
 ) -> tuple[Image, npt.NDArray[np.float64]]:
-    """A grey image whose brightness is the disparity, and the depth in metres that it shows.
+    """Return a grey image whose brightness is the disparity, and its depth (height, width) m.
 
-    The tiny network of conftest.py reads the disparity off it, so the true depth is known.
+    The tiny network of conftest.py returns the brightness, so the true depth is known.
     """
     ramp = np.linspace(40, 220, width)[None, :] + np.zeros((height, 1))
     grey = np.rint(ramp).astype(np.uint8)
@@ -93,7 +95,7 @@ def info(stamp_s: float, height: int = HEIGHT, width: int = WIDTH, **changes: An
 
 
 def lidar_points(depth: npt.NDArray[np.float64], every: int = 3) -> npt.NDArray[np.float32]:
-    """(N, 3) points in the camera frame at every n-th pixel of a depth map."""
+    """Return points (N, 3) in the camera frame at every n-th pixel of a depth map (H, W)."""
     rows, cols = np.mgrid[0 : depth.shape[0] : every, 0 : depth.shape[1] : every]
     rows, cols = rows.ravel(), cols.ravel()
     z = depth[rows, cols]
@@ -117,7 +119,7 @@ def cloud(stamp_s: float, points: npt.NDArray[np.float32], frame: str = "lidar")
 class Spinner:
     """An executor in a thread of its own that can be ended without a race.
 
-    `Executor.shutdown` while another thread is in `spin` pulls a guard condition from under it.
+    `Executor.shutdown` destroys a guard condition that another thread may be using in `spin`.
     """
 
     def __init__(self, node: Node, context: rclpy.Context) -> None:
@@ -138,9 +140,9 @@ class Spinner:
 
 
 class Services:
-    """Calls the services of a node, also when an answer is lost.
+    """Client of a node's services that copes with lost answers.
 
-    A service may answer before its way back to a new client is up; the answer is lost then.
+    A service may answer before its connection to a new client is complete; the answer is then lost.
     """
 
     def __init__(self, peer: Node) -> None:
@@ -148,7 +150,7 @@ class Services:
         self._clients: dict[str, Any] = {}
 
     def call(self, kind: Any, name: str, request: Any) -> Any:
-        """The answer of a service that may be asked twice."""
+        """Return the answer of a service; call it again if no answer arrives."""
         for _ in range(int(PATIENCE_S / ANSWER_S)):
             answer = self._once(kind, name, request)
             if answer is not None:
@@ -156,7 +158,10 @@ class Services:
         raise AssertionError(f"no answer of {name}")
 
     def change(self, transition: str) -> bool:
-        """Whether the node did it. A lost answer is read off the state, which waits its turn."""
+        """Return whether a transition succeeded.
+
+        If the answer is lost, the state decides; the node answers for it after the transition.
+        """
         number, target = TRANSITIONS[transition]
         request = ChangeState.Request()
         request.transition.id = number
@@ -183,7 +188,7 @@ class Services:
 
 
 class Rig:
-    """The node and its peer, each with an executor thread of its own."""
+    """The node under test and its peer, each with an executor in a thread of its own."""
 
     def __init__(
         self, *parameters: str, node_class: type[DepthNode] = DepthNode, arguments: Any = ()
@@ -220,8 +225,8 @@ class Rig:
         for node in (self.node, self.peer):
             node.destroy_node()
         del node, self.node, self.peer
-        # The lifecycle services and the node's place in /rosout live until the objects are gone,
-        # and a later test would meet them.
+        # The lifecycle services and the publisher of /rosout exist until the objects are collected;
+        # a later test would find them.
         gc.collect()
         rclpy.shutdown(context=self.context)
 
@@ -237,7 +242,7 @@ class Rig:
         return self.services.state()
 
     def start(self) -> Rig:
-        """Configured and active, or the test fails with what the node said."""
+        """Configure and activate the node; otherwise fail with its log."""
         for transition in ("configure", "activate"):
             assert self.change(transition), self.logs
         return self
@@ -251,7 +256,7 @@ class Rig:
     # --- topics ----------------------------------------------------------------------------------
 
     def listen(self, kind: type, topic: str) -> list[Any]:
-        """Collect a topic, reliably; returns once the node knows that somebody listens."""
+        """Collect a topic's messages, reliably; return when the node knows of the subscriber."""
         name = f"/depth_node/{topic}" if not topic.startswith("/") else topic
         messages: list[Any] = self.received.setdefault(topic, [])
         quality = QoSProfile(depth=50, reliability=ReliabilityPolicy.RELIABLE)
@@ -273,7 +278,10 @@ class Rig:
     def show(
         self, stamp_s: float, points: npt.NDArray[np.float32] | None = None
     ) -> npt.NDArray[np.float64]:
-        """Publish camera_info, points (those that the image shows) and the image."""
+        """Publish camera_info, points and the image; return its depth (H, W) m.
+
+        points: default those that the image shows; an empty array publishes none.
+        """
         image, depth = camera_image(stamp_s)
         points = lidar_points(depth) if points is None else points
         scans = self.node._monitor.total("scan")
@@ -286,7 +294,9 @@ class Rig:
         return depth
 
     def silent(self) -> None:
-        """Wait until every image that arrived has had its fate."""
+        """Wait until every received image is counted as published, dropped, refused, failed or
+        skipped.
+        """
         count = self.node._monitor.total
 
         def settled() -> bool:
@@ -296,7 +306,7 @@ class Rig:
         until(settled, PATIENCE_S, "the fate of every image")
 
     def said(self, words: str, timeout_s: float = PATIENCE_S) -> str:
-        """The log line with these words."""
+        """Wait for a log line with these words and return it."""
         until(lambda: any(words in line for line in self.logs), timeout_s, f"{words!r} in the log")
         return next(line for line in self.logs if words in line)
 
@@ -311,7 +321,7 @@ class Rig:
 
 
 def until(condition: Callable[[], bool], timeout_s: float, what: str) -> None:
-    """Wait for a condition; fail with what was waited for."""
+    """Wait for a condition; fail after timeout_s with the description `what`."""
     end = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() > end:

@@ -33,7 +33,9 @@ def _saved(
 
 
 def save_channels(path: Path, height: int, width: int) -> Path:
-    """Outputs (1, 1, h, w) red, green, blue: the channels of the image; (1,) scale: 2."""
+    """Save a network with outputs red, green, blue (1, 1, h, w), the image's channels, and scale
+    (1,), which is 2.
+    """
     names = ["red", "green", "blue"]
     nodes = [
         helper.make_node("Split", ["image"], names, axis=1, num_outputs=3),
@@ -44,7 +46,9 @@ def save_channels(path: Path, height: int, width: int) -> Path:
 
 
 def save_points(path: Path, points: np.ndarray, scale: float) -> Path:
-    """Answers (1, h, w, 3) points, (1, h, w) mask and (1,) scale, whatever the image (h, w) is."""
+    """Save a network that returns these points (1, h, w, 3), a mask (1, h, w) of ones and the scale
+    (1,) for every image.
+    """
     height, width = points.shape[:2]
     nodes = [
         helper.make_node("ReduceMean", ["image", "axes"], ["grey"], keepdims=0),
@@ -70,15 +74,15 @@ def save_points(path: Path, points: np.ndarray, scale: float) -> Path:
 def save_completion(
     path: Path, height: int, width: int, *, with_mask: bool = True, levels: int = 5
 ) -> Path:
-    """A network of normalised convolutions (Knutsson and Westin 1993), (1, 1, h, w) metres.
+    """Save a network of normalised convolutions (Knutsson and Westin 1993): depth (1, 1, h, w) m.
 
-    Each level averages the measured pixels of its window, weighted by the likeness of their colour
-    to the middle's; a pixel takes the finest level that has measurements. Inputs: image, points,
-    m or 0, and, with_mask, mask.
+    Each level averages the measured pixels of its window, weighted by their brightness; a pixel
+    takes the finest level that has measurements. Inputs: image; points, m, 0 where not measured;
+    and, with_mask, mask.
     """
     nodes: list[Any] = [
         helper.make_node("ReduceMean", ["image", "axes"], ["grey"], keepdims=1),
-        helper.make_node("Exp", ["grey"], ["light"]),  # the image has its say
+        helper.make_node("Exp", ["grey"], ["light"]),  # makes the answer depend on the image
     ]
     inputs = {"image": [1, 3, height, width], "points": [1, 1, height, width]}
     if with_mask:
@@ -93,7 +97,7 @@ def save_completion(
         "tiny": np.float32(1e-12),
     }  # fmt: skip
     answer = ""
-    for level in range(levels, -1, -1):  # the coarsest first, finer ones replace it
+    for level in range(levels, -1, -1):  # from the coarsest; finer levels replace it
         size = 2 ** (level + 1) + 1
         kernel = np.outer(*(np.hanning(size + 2)[1:-1],) * 2).astype(np.float32)[None, None]
         constants[f"kernel{level}"] = kernel / kernel.sum()

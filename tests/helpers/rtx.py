@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A real TensorRT on a machine without a GPU: TensorRT-RTX, whose libraries lie on PyPI.
+"""A real TensorRT on a machine without a GPU: TensorRT-RTX, whose libraries are on PyPI.
 
-Its parser, its type checks, its optimiser and its memory planner are those of a robot; kernels are
-chosen only on a GPU, so nothing here says how fast or how right an engine is. The wheels (230 MB,
-NVIDIA's licence, never shipped) are fetched once into a cache folder, and every question is asked
+Its parser, type checks, optimiser and memory planner are those that a robot uses; kernels are
+chosen only on a GPU, so nothing here shows how fast or how accurate an engine is. The wheels
+(230 MB, NVIDIA's licence, never shipped) are fetched once into a cache folder, and every call runs
 in a fresh interpreter, because the library sometimes ends its process.
 
 ``python -m tests.helpers.rtx traffic`` prints the table of docs/benchmarks.md.
@@ -35,11 +35,11 @@ VERSION = "1.7.1.116"
 LIBRARIES = f"tensorrt-rtx-cu13-libs=={VERSION}"
 BINDINGS = f"tensorrt-rtx-cu13-bindings=={VERSION}"
 CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
-FUSED_ATTENTION = "_gemm_mha"  # how TensorRT names the kernel of a whole attention
+FUSED_ATTENTION = "_gemm_mha"  # prefix of TensorRT's name for the kernel of a whole attention
 
 
 def missing(reason: str) -> None:
-    """Skip, or fail where the environment promised the part (REQUIRE_TENSORRT_RTX=1)."""
+    """Skip, or fail if the environment promises the part (REQUIRE_TENSORRT_RTX=1)."""
     if os.environ.get("REQUIRE_TENSORRT_RTX") == "1":
         pytest.fail(f"{reason} (REQUIRE_TENSORRT_RTX=1 promises it)")
     pytest.skip(reason)
@@ -47,7 +47,7 @@ def missing(reason: str) -> None:
 
 @functools.cache
 def folders() -> tuple[Path, ...]:
-    """The folders of the fetched wheels. Skips where they cannot be had."""
+    """Return the folders of the fetched wheels; skip if they cannot be had."""
     if sys.platform != "linux" or os.uname().machine != "x86_64":
         missing(f"TensorRT-RTX has no wheels for {sys.platform} on {os.uname().machine}")
     found = []
@@ -60,7 +60,9 @@ def folders() -> tuple[Path, ...]:
 
 
 def environment() -> dict[str, str]:
-    """The environment of an interpreter that finds the wheels, as `tensorrt`, and this project."""
+    """Return the environment of an interpreter that imports the wheels as `tensorrt`, and this
+    project.
+    """
     named = cache_folder() / "rtx-as-tensorrt"
     named.mkdir(parents=True, exist_ok=True)
     text = "from tests.helpers.rtx import tensorrt_module\n\ntensorrt_module()\n"
@@ -71,7 +73,7 @@ def environment() -> dict[str, str]:
 
 
 def started(question: str, given: Any) -> subprocess.Popen[str]:
-    """A fresh interpreter with the library that was asked, still running."""
+    """Start a function of this file in a fresh interpreter with the library; return the process."""
     child = subprocess.Popen(
         [sys.executable, "-W", "ignore", "-m", "tests.helpers.rtx", question],
         stdin=subprocess.PIPE,
@@ -100,7 +102,7 @@ def ask(question: str, given: Any, timeout_s: float = 300) -> Any:
 
 
 def built(model: Path, **options: Any) -> dict[str, Any]:
-    """See :func:`build`."""
+    """Run :func:`build` in a fresh interpreter."""
     found: dict[str, Any] = ask("build", {"model": str(model), **options})
     return found
 
@@ -109,10 +111,10 @@ def built(model: Path, **options: Any) -> dict[str, Any]:
 
 
 def tensorrt_module() -> Any:
-    """The bindings under the name that the full package has; engines for a GPU that is named.
+    """Import the bindings under the full package's name and let them build for a stated GPU.
 
-    The full TensorRT builds for the GPU of the machine, this one for any: the capability stands in
-    DEPTH_NODE_TEST_CAPABILITY.
+    The full TensorRT builds for the machine's GPU, this one for any: the environment variable
+    DEPTH_NODE_TEST_CAPABILITY gives the compute capability.
     """
     import tensorrt_rtx_bindings as module
 
@@ -133,7 +135,7 @@ def tensorrt_module() -> Any:
 
 
 def problems(used: Mapping[str, Sequence[str]]) -> list[str]:
-    """What of trt.USED the library does not have, or takes otherwise."""
+    """Return what the library lacks, or takes with other parameters, of trt.USED."""
     import tensorrt_rtx_bindings
 
     sys.modules["tensorrt_bindings"] = tensorrt_rtx_bindings
@@ -141,7 +143,7 @@ def problems(used: Mapping[str, Sequence[str]]) -> list[str]:
 
 
 class PlayedGpu:
-    """What build_plan asks of a GPU."""
+    """The part of a GPU that build_plan uses."""
 
     name = "no GPU"
 
@@ -155,7 +157,7 @@ class PlayedGpu:
 
 
 class _Lines(logging.Handler):
-    """Keeps what TensorRT logs."""
+    """Log handler that keeps TensorRT's lines."""
 
     def __init__(self) -> None:
         super().__init__(logging.DEBUG)
@@ -166,10 +168,10 @@ class _Lines(logging.Handler):
 
 
 def build(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Build a model's engine by engine/trt.py; its layers, its sentences, its seconds.
+    """Build a model's engine by engine/trt.py; return its layers, messages and build time.
 
-    given: model; capability ("8.6"); workspace_mb; manifest (a path: beside the model); apart: in
-    the process of its own that a robot uses, whose layers are not seen.
+    given: model; capability ("8.6"); workspace_mb; manifest (a path; default: beside the model);
+    apart: build in a process of its own, as a robot does; its layers are then unknown.
     """
     os.environ["DEPTH_NODE_TEST_CAPABILITY"] = given.get("capability", "8.6")
     tensorrt_module()
@@ -184,7 +186,7 @@ def build(given: Mapping[str, Any]) -> dict[str, Any]:
     log.setLevel(logging.DEBUG)
     log.propagate = False
     if not given.get("apart"):
-        trt.build_apart = lambda _, *rest: trt.build_here(*rest)  # so that its log is ours
+        trt.build_apart = lambda _, *rest: trt.build_here(*rest)  # so that we receive its log
     start = time.monotonic()
     plan, sentence = b"", ""
     try:
@@ -207,9 +209,9 @@ _WIDTH = {"Float": 4, "Half": 2, "Int64": 8, "Int32": 4, "Int8": 1, "UInt8": 1, 
 
 
 def _layers(lines: Sequence[str]) -> list[dict[str, Any]]:
-    """The layers of an engine, from the detailed log: name, kind, ONNX nodes, tensors.
+    """Return the layers of an engine from the detailed log: name, kind, ONNX nodes, tensors.
 
-    A tensor is (input or output, type, bytes); constants are none.
+    A tensor is ("in" or "out", type, bytes); constants are left out.
     """
     found = []
     for line in "\n".join(lines).splitlines():
@@ -228,12 +230,12 @@ def _layers(lines: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def _scratch(lines: Sequence[str]) -> int:
-    """Bytes that a run of the engine takes on the GPU besides weights, from the log."""
+    """Return the bytes that a run of the engine needs on the GPU besides weights, from the log."""
     return sum(int(n) for n in re.findall(r"Scratch Memory: (\d+) bytes", "\n".join(lines)))
 
 
 def children_of(process: int) -> list[int]:
-    """Processes whose parent is, or was, another; only those of this file's own builds."""
+    """Return the ids of engine builds whose command line names this parent process."""
     found = []
     for status in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
@@ -244,7 +246,7 @@ def children_of(process: int) -> list[int]:
 
 
 def _plan(given: Mapping[str, Any], progress: Any = None) -> bytes:
-    """The engine by the process of its own."""
+    """Build the engine in a process of its own and return it."""
     from depth_node.engine import trt
     from depth_node.engine.manifest import Manifest, manifest_path
 
@@ -253,7 +255,7 @@ def _plan(given: Mapping[str, Any], progress: Any = None) -> bytes:
 
 
 def interrupted(given: Mapping[str, Any]) -> str:
-    """Build until a signal comes; every step is a line, the last line says what was raised."""
+    """Build until a signal arrives; print a line for every step, then the name of the exception."""
     try:
         _plan(given, lambda *step: print("step", *step, flush=True))
     except BaseException as error:
@@ -265,7 +267,10 @@ def interrupted(given: Mapping[str, Any]) -> str:
 
 
 def stopped(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Build, and end it from the progress: by an exception, or because a signal was noted."""
+    """Build, and stop it by an exception from the progress callback or by the cancel function.
+
+    given: how, "raises" or another; model.
+    """
     from depth_node.engine import trt
     from depth_node.engine.build_process import BuildError
 
@@ -290,7 +295,7 @@ def stopped(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def crashed(given: Mapping[str, Any]) -> str:
-    """The sentence where the process of a build is ended by SIGSEGV at its first step."""
+    """Return the error message if SIGSEGV ends the process of a build at its first step."""
     from depth_node.engine import EngineError
 
     def crash(phase: str, done: int, total: int) -> None:
@@ -305,11 +310,11 @@ def crashed(given: Mapping[str, Any]) -> str:
 
 
 def peak_of_conversion(given: Mapping[str, Any]) -> float:
-    """Memory in GB that converting a file to FP16 takes at most."""
+    """Return the peak memory of converting a file to FP16, GB."""
     from tests.helpers.rtx_networks import fp16_file
 
     fp16_file(Path(given["model"]), 1)
-    # Not getrusage: its maximum is handed down from the process that started this one.
+    # Not getrusage, because a process inherits its parent's maximum.
     status = Path("/proc/self/status").read_text()
     match = re.search(r"VmHWM:\s+(\d+) kB", status)
     assert match is not None
@@ -317,7 +322,9 @@ def peak_of_conversion(given: Mapping[str, Any]) -> float:
 
 
 def damaged(given: Mapping[str, Any]) -> list[str]:
-    """What the library says of a whole plan, one with a flipped first byte, one in the middle."""
+    """Return the library's errors for an intact plan, one with its first byte flipped and one with
+    a byte in the middle flipped.
+    """
     from depth_node.engine import trt
 
     plan = _plan(given)

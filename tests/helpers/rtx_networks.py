@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The real architectures with random weights, as files: what TensorRT-RTX is given to read.
+"""The real architectures with random weights as model files, the input of the TensorRT-RTX tests.
 
-Weights are as large as trained ones (1 / sqrt of what they sum over), so that scores, activations
-and rounding are of the size of real ones.
+Weights are as large as trained ones (1 / sqrt of the number of inputs that they sum over), so that
+scores, activations and rounding errors are of realistic size.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ DEPTH = {"vit_tiny": (126, 168), "small": (126, 168), "base": (126, 168)}
 
 
 def randomised(network: Any, seed: int = 0) -> Any:
-    """Random weights, as large as trained ones, in place."""
+    """Set random weights as large as trained ones, in place; return the network for inference."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)
@@ -40,7 +40,7 @@ def randomised(network: Any, seed: int = 0) -> Any:
 
 
 def depth_network(kind: str, height: int, width: int, path: Path) -> Path:
-    """A Depth Anything of training.models.hub.SIZES, exported by the project's exporter."""
+    """Export a Depth Anything of training.models.hub.SIZES by the project's exporter."""
     torch = pytest.importorskip("torch", reason="torch is not installed")
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     pytest.importorskip("onnxscript", reason="onnxscript is not installed")
@@ -51,7 +51,7 @@ def depth_network(kind: str, height: int, width: int, path: Path) -> Path:
     torch.set_num_threads(1)
     network = transformers.DepthAnythingForDepthEstimation(hub.depth_anything_config(kind))
     network = hub.DepthAnything(randomised(hub.initialise_decoder(network))).eval()
-    network.network.head.conv3.bias.data.fill_(10.0)  # above the ReLU's dead side
+    network.network.head.conv3.bias.data.fill_(10.0)  # else the last ReLU could return only zeros
     spec = InputSpec(
         height, width, mean=hub.IMAGENET_MEAN, std=hub.IMAGENET_STD, interpolation="cubic"
     )
@@ -64,7 +64,10 @@ def depth_network(kind: str, height: int, width: int, path: Path) -> Path:
 def segmentation_network(
     folder: Path, size: int, *, layers: int = 12, batch: int = 64, kind: str = "sam"
 ) -> tuple[Path, Path]:
-    """Encoder and decoder of SAM ViT-B (fewer layers: the last one global) or SAM 2.1 tiny."""
+    """Export encoder and decoder of SAM ViT-B or SAM 2.1 tiny; return their files.
+
+    layers: of SAM; with fewer than 12 only the last has global attention.
+    """
     torch = pytest.importorskip("torch", reason="torch is not installed")
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     pytest.importorskip("onnxscript", reason="onnxscript is not installed")
@@ -88,7 +91,7 @@ def segmentation_network(
 
 
 def sam2_config(transformers: Any, size: int) -> Any:
-    """The configuration of SAM 2.1 tiny, for images of another size."""
+    """Return the configuration of SAM 2.1 tiny for images of this size."""
     sides = [[size // part, size // part] for part in (4, 8, 16)]
     return transformers.Sam2Config(
         vision_config={
@@ -100,13 +103,13 @@ def sam2_config(transformers: Any, size: int) -> Any:
 
 
 def fp16_file(model: Path, count: int = 2) -> convert.Converted:
-    """Convert on a few rendered rooms; written only within the manifest's limits."""
+    """Convert a model to FP16; write it if it keeps the manifest's limits on rendered rooms."""
     manifest = Manifest.load(manifest_path(model))
     return convert.convert(model, compare.ComparisonImages.of(None, manifest, count))
 
 
 def attentions_of(model: Path) -> int:
-    """Attentions of a file: softmaxes over the scores of a product."""
+    """Return the number of attentions in a model: softmaxes over the scores of a product."""
     manifest = Manifest.load(manifest_path(model))
     ready = onnx_graph.prepared(onnx.load(str(model)), manifest.input_shapes)
     return len(fp16.attentions(ready))
@@ -116,7 +119,7 @@ def attentions_of(model: Path) -> int:
 
 
 def unfused(model: Path, folder: Path) -> Path:
-    """The FP16 copy as it was before scores were measured: all of them in FP32."""
+    """Save and return an FP16 copy without measured scores: all attention scores are in FP32."""
     manifest = Manifest.load(manifest_path(model))
     ready = onnx_graph.prepared(onnx.load(str(model)), manifest.input_shapes)
     path = folder / f"{model.stem}.before.onnx"
@@ -125,7 +128,9 @@ def unfused(model: Path, folder: Path) -> Path:
 
 
 def traffic_row(name: str, model: Path, folder: Path) -> tuple[str, ...]:
-    """Name, attentions, then fused and MB moved: FP32, FP16 before, FP16 now."""
+    """Return a row: name, attentions, then for FP32, FP16 before and FP16 now the number of fused
+    attentions and the MB moved, and the ratio of MB now to before.
+    """
     from tests.helpers import rtx
 
     manifest = str(manifest_path(model))
@@ -140,14 +145,14 @@ def traffic_row(name: str, model: Path, folder: Path) -> tuple[str, ...]:
 
 
 def fused(built: dict[str, Any]) -> int:
-    """Attentions that an engine runs as one kernel."""
+    """Return the number of attentions that an engine runs as one kernel."""
     from tests.helpers import rtx
 
     return sum(layer["name"].startswith(rtx.FUSED_ATTENTION) for layer in built["layers"])
 
 
 def print_traffic(arguments: Sequence[str]) -> None:
-    """Print the table of docs/benchmarks.md. arguments: names of rows; none: all."""
+    """Print the table of docs/benchmarks.md. arguments: names of rows; without any, all rows."""
     logging.disable(logging.WARNING)
     rows = {
         "vit_tiny 392x518": lambda f: depth_network("vit_tiny", 392, 518, f / "tiny.onnx"),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images of which a predictor that reads disparity off the red channel knows all."""
+"""Samples whose red channel holds the disparity, and a predictor that reads it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ H, W = 24, 32
 
 
 class Counting:
-    """Disparity from red, and how often it was asked."""
+    """Predictor that returns the red channel as disparity and counts its calls."""
 
     def __init__(self) -> None:
         self.asked = 0

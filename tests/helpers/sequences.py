@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Drives and walks past boxes, with truth: what the field's memory meets on a robot.
+"""Simulated drives and walks past boxes, with truth, to evaluate the field's memory on a robot.
 
-`python -m tests.helpers.sequences` prints memory on against off for every kind and condition.
+`python -m tests.helpers.sequences` compares memory on and off for every kind and condition.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ F64 = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Box:
-    """An axis-aligned box in the world (x right, y down, z forward), m. velocity: m a frame."""
+    """An axis-aligned box in the world (x right, y down, z forward), m. velocity: m per frame."""
 
     low: tuple[float, float, float]
     high: tuple[float, float, float]
@@ -46,7 +46,7 @@ class Box:
 
 @dataclass(frozen=True)
 class View:
-    """depth: (H, W) m. body: (H, W) number of the box seen."""
+    """A rendered frame: image (H, W, 3); depth (H, W) m; body (H, W), the index of the box seen."""
 
     image: NDArray[np.uint8]
     depth: F32
@@ -56,7 +56,7 @@ class View:
 
 @dataclass(frozen=True)
 class Kind:
-    """Boxes, and the camera's pose in each frame. still: nothing moves at all."""
+    """A kind of sequence: boxes and the camera's pose in each frame. still: nothing moves."""
 
     boxes: Sequence[Box]
     path: Sequence[F64]
@@ -65,7 +65,7 @@ class Kind:
 
 
 def render(boxes: Sequence[Box], T_world_camera: F64, frame: int) -> View:
-    """The nearest box along every ray, painted with a pattern that is fixed to the box."""
+    """Render the nearest box along every ray, with a pattern that is fixed to the box."""
     rows, cols = np.mgrid[:HEIGHT, :WIDTH].astype(np.float32)
     rays = np.stack(
         [
@@ -108,7 +108,7 @@ def render(boxes: Sequence[Box], T_world_camera: F64, frame: int) -> View:
 
 
 def street(moving: Sequence[Box] = ()) -> list[Box]:
-    """A road between houses, with parked cars and posts; the camera is 1.5 m above it."""
+    """Return a road between houses, with parked cars and posts; the camera is 1.5 m above it."""
     rng = np.random.default_rng(4)
     boxes = [Box((-60, 1.5, -30), (60, 2.5, 120), (110, 110, 115))]
     boxes.append(Box((-90, -90, 90), (90, 5, 95), (150, 175, 200)))
@@ -130,7 +130,7 @@ def street(moving: Sequence[Box] = ()) -> list[Box]:
 
 
 def hall(moving: Sequence[Box] = ()) -> list[Box]:
-    """A room of 8 x 10 m with furniture."""
+    """Return a furnished room, 8 m wide and up to 7 m deep ahead of the camera."""
     rng = np.random.default_rng(9)
     boxes = [
         Box((-5, 1.2, -4), (5, 2, 9), (140, 120, 100)),
@@ -150,7 +150,7 @@ def hall(moving: Sequence[Box] = ()) -> list[Box]:
 
 
 def cars() -> list[Box]:
-    """A leading car that slowly drives away, oncoming ones, one that crosses."""
+    """Return a leading car that slowly drives away, two oncoming ones and one that crosses."""
     return [
         Box((-1.2, 0.0, 9), (0.7, 1.5, 13), (200, 60, 50), (0.0, 0.0, 0.30)),
         Box((1.4, 0.1, 22), (3.2, 1.5, 26), (50, 80, 190), (0.0, 0.0, -0.55)),
@@ -160,7 +160,7 @@ def cars() -> list[Box]:
 
 
 def people() -> list[Box]:
-    """Who walk across and towards the camera."""
+    """Return two people, one who walks across and one who comes towards the camera."""
     return [
         Box((-1.6, -0.5, 2.4), (-1.15, 1.2, 2.8), (200, 60, 60), (0.10, 0.0, 0.0)),
         Box((1.2, -0.5, 5.2), (1.7, 1.2, 5.6), (60, 60, 190), (-0.05, 0.0, -0.13)),
@@ -171,7 +171,7 @@ def people() -> list[Box]:
 
 
 def turned(yaw: float, pitch: float = 0.0, roll: float = 0.0) -> F64:
-    """(3, 3) rotation by degrees about the camera's y, x and z."""
+    """Return the rotation (3, 3) by degrees about the camera's y, x and z, in this order."""
     vectors = np.radians([[pitch, 0, 0], [0, yaw, 0], [0, 0, roll]])
     x, y, z = (cv2.Rodrigues(vector)[0] for vector in vectors)
     return np.asarray(y @ x @ z)
@@ -188,13 +188,13 @@ def standing() -> list[F64]:
 
 
 def forward(speed: float) -> list[F64]:
-    """speed: m a frame; the road is not quite even."""
+    """Return poses (4, 4) of a drive ahead on a slightly uneven road; speed: m per frame."""
     bump = np.random.default_rng(1).normal(0, 0.05, FRAMES)
     return [pose((0, 0, speed * k), pitch=bump[k]) for k in range(FRAMES)]
 
 
 def turning(rate: float, speed: float = 0.0) -> list[F64]:
-    """rate: degrees a frame. speed: m a frame."""
+    """Return poses (4, 4) of a turning drive; rate: degrees per frame, speed: m per frame."""
     places, place = [], np.zeros(3)
     for k in range(FRAMES):
         yaw = rate * (k - FRAMES / 2)
@@ -228,7 +228,7 @@ KINDS: dict[str, Callable[[], Kind]] = {
 
 @functools.cache
 def kind(name: str) -> Kind:
-    """The named kind with its frames rendered."""
+    """Return the named kind of sequence with its frames rendered."""
     made = KINDS[name]()
     made.views.extend(render(made.boxes, T, k) for k, T in enumerate(made.path))
     return made
@@ -243,21 +243,21 @@ def bend(seed: int, amplitude: float, cells: tuple[int, int] = (5, 6)) -> F64:
 
 
 def blurred(view: View, frame: int) -> Prediction:
-    """A weak network: soft edges, an own scale for every box, steady in the scene."""
+    """Predict like a weak network: soft edges, and for every box a scale that stays in time."""
     scale = np.exp(np.random.default_rng(5).normal(0, 0.12, 200))[view.body]
     disparity = cv2.GaussianBlur(1 / (view.depth * scale), (0, 0), 2.0)
     return Prediction((3 * disparity + 0.4).astype(np.float32), "disparity_affine_invariant")
 
 
 def bent(view: View, frame: int) -> Prediction:
-    """Sharp edges, bent by 8 %, trembling by 2 %."""
+    """Predict with sharp edges, a constant smooth error of 8 % and one of 2 % per frame."""
     wrong = bend(0, 0.08) * bend(100 + frame, 0.02)
     disparity = cv2.GaussianBlur(1 / (view.depth * wrong), (0, 0), 0.5)
     return Prediction((3 * disparity + 0.4).astype(np.float32), "disparity_affine_invariant")
 
 
 def sharp(view: View, frame: int) -> Prediction:
-    """A foundation network: smooth errors of 3 %."""
+    """Predict like a foundation network: smooth errors of 3 %."""
     disparity = 1 / (view.depth * bend(frame // 4, 0.03, (4, 5)))
     return Prediction((3 * disparity + 0.4).astype(np.float32), "disparity_affine_invariant")
 
@@ -278,7 +278,7 @@ def many(view: View, frame: int) -> SparseDepth:
 
 
 def lines(view: View, frame: int, gap: int = 14, step: int = 3) -> SparseDepth:
-    """Scan lines that move with the robot; 2 cm of noise."""
+    """Measure scan lines that move with the robot, with 2 cm of noise."""
     rng = np.random.default_rng([frame, 2])
     rows, cols = np.meshgrid(np.arange(10, HEIGHT, gap), np.arange(rng.integers(step), WIDTH, step))
     rows, cols = rows.ravel(), cols.ravel()
@@ -303,12 +303,12 @@ def right_pose(T: F64, frame: int) -> Pose | None:
 
 
 def frozen_pose(T: F64, frame: int) -> Pose | None:
-    """Odometry that says nothing moves."""
+    """Return the pose of odometry that reports no motion."""
     return Pose(CAMERA.matrix, np.eye(4))
 
 
 def crooked_pose(T: F64, frame: int) -> Pose | None:
-    """An extrinsic that is turned by 90 degrees: forward becomes sideways."""
+    """Return the pose under extrinsics rotated by 90 degrees: forward becomes sideways."""
     E = pose((0, 0, 0), yaw=90.0)
     return Pose(CAMERA.matrix, E @ T @ np.linalg.inv(E))
 
@@ -334,9 +334,9 @@ POSES = {
 class Score:
     """Means over the scored frames with (on) and without (off) the memory.
 
-    error: AbsRel. inside: share inside the interval; worst_inside: of the worst frame, on minus
-    off. flicker: median |log ratio| of consecutive frames. moving_error: AbsRel where boxes move.
-    remembered: mean weight.
+    error: AbsRel. inside: fraction inside the 95 % interval; worst_inside: least difference of it,
+    on minus off, in one frame. flicker: median |log ratio| of consecutive frames. moving: AbsRel on
+    moving boxes. remembered: mean weight of the past.
     """
 
     error_off: float
@@ -365,7 +365,7 @@ class Score:
 
 @functools.cache
 def without_memory(name: str, network: str, points: str) -> list[tuple[F32, F32]]:
-    """Depth and std of every frame without a memory."""
+    """Fit every frame without memory; return depth and standard deviation, (H, W) m each."""
     out = []
     config = replace(FIELD, {"field.temporal.enabled": False})
     for frame, view in enumerate(kind(name).views):
@@ -377,7 +377,7 @@ def without_memory(name: str, network: str, points: str) -> list[tuple[F32, F32]
 
 
 def score(name: str, network: str, points: str, posed: str = "none") -> Score:
-    """The named sequence with and without a memory."""
+    """Score the named sequence with and without memory."""
     sequence, state = kind(name), FieldState()
     moves = np.array([any(box.velocity) for box in sequence.boxes])
     rows, answers = [], []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Messages that a broken, foreign or malicious publisher might send: name -> (topic, message)."""
+"""Messages that a faulty, foreign or malicious publisher might send: name -> (topic, message)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def set_stamp(header: Header, stamp_ns: int) -> Header:
 
 
 def _image(stamp_ns: int, **changes: Any) -> Image:
-    """A valid 64x48 rgb8 image (of another size than the camera's), then changed."""
+    """Return a valid 64x48 rgb8 image, of another size than the camera's, with changes applied."""
     message = Image(header=set_stamp(Header(frame_id=CAMERA), stamp_ns))
     message.height, message.width, message.step, message.encoding = 48, 64, 192, "rgb8"
     message.data = array.array("B", bytes(48 * 192))
@@ -79,7 +79,7 @@ def _transform(stamp_ns: int, parent: str, child: str, turn: tuple[float, ...]) 
 
 
 def _foreign(rng: Rng) -> str:
-    """A frame that nobody knows, a new one each time."""
+    """Return a new unknown TF frame at each call."""
     return f"foreign_{rng.integers(1 << 30)}"
 
 
@@ -182,13 +182,13 @@ HOSTILE: dict[str, Maker] = {
     "tf: foreign": lambda t, rng: ("/tf", _transform(t, _foreign(rng), "x", (0.0, 0.0, 0.0, 1.0))),
     "tf: without names": lambda t, rng: ("/tf", _transform(t, "", "", (0.0, 0.0, 0.0, 1.0))),
 }
-# The camera's whole stream once in another size, calibration included: valid, and another scene.
+# The camera's image once in another size, with its calibration: valid, but another scene.
 SMALL_PAIR = "image: small with its camera_info"
 HOSTILE[SMALL_PAIR] = lambda t, rng: ("image", _image(t))
 
 
 def small_info(stamp_ns: int) -> CameraInfo:
-    """The calibration that belongs to SMALL_PAIR."""
+    """Return the calibration that belongs to SMALL_PAIR."""
     k = [50.0, 0.0, 31.5, 0.0, 50.0, 23.5, 0.0, 0.0, 1.0]
     p = [50.0, 0.0, 31.5, 0.0, 0.0, 50.0, 23.5, 0.0, 0.0, 0.0, 1.0, 0.0]
     return _info(stamp_ns, height=48, width=64, k=k, p=p)

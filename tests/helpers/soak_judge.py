@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the soak counts and how it judges growth, stuck frames and log lines. No ROS, no clock."""
+"""Evaluation of the soak test: frames, growth, a stuck node and log lines; without ROS or clock."""
 
 from __future__ import annotations
 
@@ -12,31 +12,34 @@ from typing import Any
 import numpy as np
 
 _BEGINS = ("Traceback (most recent call last)", "Fatal Python error", "Exception ignored in")
-EXPIRY_S = 5.0  # an image without depth by then has none
+EXPIRY_S = 5.0  # an image whose depth has not arrived by then is unanswered
 FATES = ("dropped", "refused", "failed", "skipped_no_subscribers")
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What counts as a failure. Growth is judged only over `judged_s` after `warm_up_s`."""
+    """Limits beyond which something is a failure.
 
-    stuck_s: float = 5.0  # no depth, although inputs flow and the node is active
-    blind_s: float = 15.0  # depth comes, but no pixel of it is known
-    grace_s: float = 5.0  # after a fault's own window
+    Growth is judged only in a life of the node of at least warm_up_s + judged_s, after warm_up_s.
+    """
+
+    stuck_s: float = 5.0  # without depth, although inputs arrive and the node is active
+    blind_s: float = 15.0  # with depth of which no pixel is known
+    grace_s: float = 5.0  # after a fault has ended
     warm_up_s: float = 300.0
     judged_s: float = 600.0
     rss_mb_per_h: float = 30.0
-    rss_mb: float = 15.0  # and at least that much in all, which the slope alone may reach by chance
+    rss_mb: float = 15.0  # growth must exceed this too, because a slope may be large by chance
     threads: int = 2
     files: int = 8
 
 
 @dataclass(frozen=True)
 class Sample:
-    """The node's process at one second of its life. MB, anon and shmem are parts of rss."""
+    """The state of the node's process at one time; rss, anon and shmem in MB (parts of rss)."""
 
     at_s: float
-    life: int  # which start of the node
+    life: int  # number of the node's start
     age_s: float
     rss: float
     anon: float
@@ -47,7 +50,7 @@ class Sample:
 
 @dataclass
 class Failure:
-    """One kind of failure: its first moment, the fault that was under way, how often it came."""
+    """A kind of failure: its first time, the fault that was being injected, and its count."""
 
     kind: str
     text: str
@@ -58,13 +61,13 @@ class Failure:
 
 
 class Failures:
-    """Failures, of each kind and text (without its numbers) once."""
+    """All failures; those that differ only in the numbers of their text count as one."""
 
     def __init__(self) -> None:
         self.found: dict[tuple[str, str], Failure] = {}
 
     def add(self, kind: str, text: str, at_s: float, fault: str, recent: Iterable[str]) -> bool:
-        """True if it is a new one."""
+        """Add a failure; return True if it is a new one."""
         key = (kind, re.sub(r"\d+(\.\d+)?", "#", text.strip().splitlines()[-1] if text else ""))
         if key in self.found:
             self.found[key].count += 1
@@ -77,7 +80,7 @@ class Failures:
 
 
 class Frames:
-    """What became of every image: matched by stamp, counted apart while a fault is under way."""
+    """Counts of what became of the images, matched by stamp, separately for times with a fault."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
@@ -97,14 +100,14 @@ class Frames:
             self.latency_ms.append((at_s - sent[0]) * 1e3)
 
     def expire(self, now_s: float, calm: bool) -> None:
-        """Give up images that were sent long ago."""
+        """Count images sent more than EXPIRY_S ago as unanswered."""
         old = [stamp for stamp, sent in self._pending.items() if sent[0] < now_s - EXPIRY_S]
         for stamp in old:
             _, then_calm = self._pending.pop(stamp)
             self.counts["unanswered, calm" if calm and then_calm else "unanswered, fault"] += 1
 
     def told(self, values: dict[str, str], calm: bool) -> None:
-        """The node's own counters from /diagnostics, which begin anew at a reset."""
+        """Take the node's own counters from /diagnostics, which a reset sets to zero."""
         for fate in FATES:
             if f"frames {fate}" not in values:
                 continue
@@ -117,11 +120,14 @@ class Frames:
 
     @property
     def lost(self) -> int:
-        """Images of calm times that got neither depth nor a counted fate; off by a few at edges."""
+        """Number of images of calm times with neither depth nor a counted fate.
+
+        It may be wrong by a few at the edges of calm times.
+        """
         return max(0, self.counts["unanswered, calm"] - self.counts["explained, calm"])
 
     def percentiles(self) -> list[float] | None:
-        """p50, p95, p99 in ms from publication to receipt, of images of calm times."""
+        """Return p50, p95 and p99 from publication to receipt of images of calm times, ms."""
         if not self.latency_ms:
             return None
         return [round(float(x), 1) for x in np.percentile(self.latency_ms, (50, 95, 99))]
@@ -129,7 +135,7 @@ class Frames:
 
 @dataclass
 class Flow:
-    """When inputs and depth were last seen; tells when the node is stuck or blind."""
+    """Times of the last input and depth, by which a stuck or blind node is found."""
 
     limits: Limits
     last_in: float = -1e9
@@ -148,7 +154,8 @@ class Flow:
             self.last_metres = now_s
 
     def trouble(self, now_s: float, calm_since_s: float) -> str:
-        """ "stuck", "blind" or "": inputs flow, it has been calm for long enough, and no answer.
+        """Return "stuck" or "blind" if inputs arrive and it has been calm for long enough without
+        an answer, else "".
 
         calm_since_s: when the last fault's window and grace ended, +Inf while they last.
         """
@@ -163,7 +170,7 @@ class Flow:
 
 
 def slope(times_s: Sequence[float], values: Sequence[float]) -> float:
-    """Theil-Sen slope per hour: a jump or a peak does not make a trend."""
+    """Return the Theil-Sen slope per hour, which one jump or peak does not change much."""
     t, v = np.asarray(times_s, float), np.asarray(values, float)
     if len(t) < 2:
         return float("nan")
@@ -177,9 +184,9 @@ def slope(times_s: Sequence[float], values: Sequence[float]) -> float:
 
 
 def growth(samples: Sequence[Sample], limits: Limits) -> dict[str, Any]:
-    """Memory, threads and descriptors of the longest life of the node, and what grew too much.
+    """Return memory, threads and descriptors of the node's longest life, and what grew too much.
 
-    Without a life of warm_up_s + judged_s the last two thirds of the longest are described, and
+    If that life is shorter than warm_up_s + judged_s, its last two thirds are described and
     `judged` is False.
     """
     if not samples:
@@ -219,7 +226,7 @@ def growth(samples: Sequence[Sample], limits: Limits) -> dict[str, Any]:
 
 
 class LogReader:
-    """Finds tracebacks and fatal errors in a log, and counts its errors and Python warnings."""
+    """Reader of a log that finds tracebacks and fatal errors and counts errors and warnings."""
 
     def __init__(self) -> None:
         self.errors: Counter[str] = Counter()
@@ -227,7 +234,7 @@ class LogReader:
         self._block: list[str] = []
 
     def line(self, text: str) -> str:
-        """Take a line; the whole traceback when its last line has come, else ""."""
+        """Take a line; return the whole traceback when its last line has arrived, else ""."""
         self.last = [*self.last[-29:], text]
         done = ""
         if self._block:
@@ -240,19 +247,19 @@ class LogReader:
         elif any(words in text for words in _BEGINS):
             self._block = [text]
         elif re.search(r"\[ERROR\]|\[FATAL\]|\b\w+Warning: ", text):
-            # Without time and numbers, so that equals count as one.
+            # Remove time and numbers, so that equal lines count as one.
             words = re.sub(r"^.*?\]: ", "", text)
             self.errors[re.sub(r"\d+(\.\d+)?", "#", words)[:300]] += 1
         return done
 
     def flush(self) -> str:
-        """What of a traceback has come by the end of the log."""
+        """Return the unfinished traceback at the end of the log, or ""."""
         block, self._block = "\n".join(self._block), []
         return block
 
 
 def table(result: dict[str, Any]) -> str:
-    """A Markdown table of a result as `soak.json` holds it."""
+    """Return a Markdown table of a result as stored in `soak.json`."""
     frames, growth_ = result["frames"], result["growth"]
     latency = result["latency_ms"]
 

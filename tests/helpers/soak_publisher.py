@@ -53,7 +53,7 @@ SIM_START_S = 1000.0
 
 @dataclass
 class Ways:
-    """How the stamps are made and what is left out."""
+    """Settings of the stamps and of what is not published."""
 
     offset_s: float = 0.0
     zero: bool = False
@@ -97,13 +97,13 @@ class Robot:
             self._sim_since = time.monotonic()
 
     def now_ns(self) -> int:
-        """The time of the robot's clock, which jumps as it is told."""
+        """Return the time of the robot's clock, with its commanded offset."""
         sim_s = SIM_START_S + time.monotonic() - self._sim_since
         now_ns = round(sim_s * 1e9) if self.ways.sim else time.time_ns()
         return now_ns + round(self.ways.offset_s * 1e9)
 
     def step(self, number: int) -> None:
-        """One moment: clock, TF, calibration, LiDAR, laser and image."""
+        """Publish clock, TF, calibration, LiDAR, laser and image of one time."""
         index = there_and_back(number, len(self._images))
         now_ns = self.now_ns()
         if self.ways.sim:
@@ -132,7 +132,7 @@ class Robot:
         if topic == "/tf" and TFMessage is not None:
             message = TFMessage(transforms=[message])
         self._out[topic].publish(message)
-        if topic == "camera_info":  # an image before the next good one takes its place
+        if topic == "camera_info":  # an image, so that the node uses it before the next good one
             header = set_stamp(Header(frame_id=CAMERA), now_ns)
             self._out["image"].publish(messages.image_message(self._images[0], "rgb8", header))
 
@@ -186,8 +186,8 @@ def _link(parent: str, child: str, T: Any, stamp_ns: int) -> TransformStamped:
 
 
 def _read(commands: queue.Queue[dict[str, Any] | None]) -> None:
-    # Straight from the descriptor: a daemon thread that sits in a buffered reader would hold its
-    # lock while the interpreter ends.
+    # Read from the descriptor, because a daemon thread inside a buffered reader would hold its lock
+    # while the interpreter ends.
     pending = b""
     while chunk := os.read(0, 65536):
         *lines, pending = (pending + chunk).split(b"\n")
@@ -223,7 +223,7 @@ def main() -> int:
         if now >= due:
             robot.step(number)
             number += 1
-            due = max(due + 1 / options.rate, now - 1.0)  # after a pause no flood to catch up
+            due = max(due + 1 / options.rate, now - 1.0)  # catch up at most 1 s after a pause
     node.destroy_node()
     rclpy.try_shutdown()
     return 0

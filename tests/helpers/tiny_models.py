@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ONNX models of a few nodes, whose output can be told by hand; needs the onnx package."""
+"""ONNX models of a few nodes, whose output is known by hand; needs the onnx package."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def save_model(
     dtype: int = FLOAT,
     extra_output: bool = False,
 ) -> Path:
-    """A model whose output (1, h, w) is the mean over the channels of its input, times two."""
+    """Save a model whose output (1, h, w) is twice the mean over its input's channels."""
     inputs = inputs or {"image": [1, 3, 8, 12]}
     image = next(iter(inputs))
     nodes = [
@@ -52,7 +52,10 @@ def save_nodes(
     constants: dict[str, list[float]] | None = None,
     whole: dict[str, list[int]] | None = None,
 ) -> Path:
-    """A model `image` -> `output` made of (operator, inputs, outputs) and named constants."""
+    """Save a model `image` -> `output` of nodes (operator, inputs, outputs) and constants.
+
+    constants: vectors of float. whole: vectors of int64.
+    """
     floats = [
         helper.make_tensor(name, FLOAT, [len(values)], values)
         for name, values in (constants or {}).items()

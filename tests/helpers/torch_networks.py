@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks of random weights, small enough to be made on the spot; need torch."""
+"""Networks of random weights, small enough to be made in a test; need torch."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def debug() -> DepthAnything:
 
 
 def awake(model: nn.Module) -> nn.Module:
-    """With low-rank updates that are not zero, as they are after some learning."""
+    """Set the low-rank updates to random values, as after some training, and return the model."""
     torch.manual_seed(1)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
@@ -42,12 +42,12 @@ def images(height: int = 56, width: int = 84) -> torch.Tensor:
 
 
 def parameter_count(model: nn.Module, learnt: bool = False) -> int:
-    """Numbers in the network; with `learnt` those with a gradient."""
+    """Return the number of parameters; with `learnt`, of those with a gradient."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad or not learnt)
 
 
 def tiny_sam(folder: Path, kind: str) -> Path:
-    """A Segment Anything of random weights in a folder, as save_pretrained leaves it."""
+    """Save a Segment Anything of random weights into a folder by save_pretrained; return it."""
     import transformers as t
 
     torch.manual_seed(0)
@@ -83,7 +83,7 @@ def tiny_sam(folder: Path, kind: str) -> Path:
         prompt = t.Sam2PromptEncoderConfig(hidden_size=16, image_size=128, patch_size=16)
         parts = {"mask_decoder_config": decoder, "prompt_encoder_config": prompt}
         network = t.Sam2Model(t.Sam2Config(vision_config=vision, **parts))
-    for weight in network.mask_decoder.parameters():  # so small otherwise that no mask comes out
+    for weight in network.mask_decoder.parameters():  # with smaller weights there is no mask
         torch.nn.init.normal_(weight, std=2.0)
     network.mask_decoder.iou_prediction_head.proj_out.bias.data.fill_(50.0)
     network.save_pretrained(folder)
@@ -96,7 +96,7 @@ def small_diffusion(**more: object) -> SingleStep:
 
 
 def add_text_encoder(folder: Path) -> None:
-    """A text encoder of a few numbers, and a tokenizer of three words."""
+    """Save a text encoder of a few parameters and a tokenizer of three words."""
     transformers = pytest.importorskip("transformers")
     words = {"<|startoftext|>": 0, "<|endoftext|>": 1, "a</w>": 2}
     shape = transformers.CLIPTextConfig(
@@ -115,7 +115,7 @@ def add_text_encoder(folder: Path) -> None:
 
 
 def add_index(folder: Path, pipeline: str = "StableDiffusionPipeline") -> None:
-    """What a pipeline's folder says of its parts."""
+    """Write a pipeline's model_index.json, which names its parts."""
     parts = {
         "_class_name": pipeline,
         "unet": ["diffusers", "UNet2DConditionModel"],

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A recipe of a few hundred weights, and a program that trains it: for tests that need a process.
+"""A recipe of a few hundred weights, and a program that trains it, for tests that need a process.
 
     python toy.py RUN [key=value ...] [--kill-in-save N] [--interrupt-at STEP]
 
-There is no batch normalisation in it: statistics over a batch are the one thing that depends on how
-a step's images are shared out.
+It has no batch normalisation, because only statistics over a batch depend on how a step's images
+are distributed.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Config:
 
 
 class Toy(Recipe):
-    """Brightness of noise images through a frozen and two learnt layers."""
+    """Recipe that predicts the brightness of noise images by one frozen and two trained layers."""
 
     name = "toy"
 
@@ -73,7 +73,7 @@ class Toy(Recipe):
 
     def extra(self) -> nn.Module:
         self.projection = nn.Linear(self.cfg.width, 1)
-        # As in recipes with a choice: not every weight takes part in every step.
+        # A weight without a gradient, as in recipes where not every weight takes part in each step.
         self.projection.register_parameter("unused", nn.Parameter(torch.ones(2)))
         return self.projection
 
@@ -106,7 +106,10 @@ def rows(run: Path, *names: str) -> list[tuple[float, ...]]:
 
 @contextmanager
 def nearly_full_disk(left: int) -> Iterator[None]:
-    """A limit on file size stands for a full disk: a write fails half way, for real."""
+    """Context in which files cannot grow beyond `left` bytes, as a stand-in for a full disk.
+
+    A write then really fails half way.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (left, before[1]))
     try:
@@ -140,7 +143,7 @@ def main() -> int:
 
         def interrupted(step: int, part: BatchPart) -> Batch:
             if step == args.interrupt_at:
-                os.killpg(0, signal.SIGINT)  # as a terminal does: to all processes of the group
+                os.killpg(0, signal.SIGINT)  # to all processes of the group, as a terminal does
             return usual(step, part)
 
         recipe.batch = interrupted  # type: ignore[method-assign]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rendered walks, kept in the machine's temporary folder: they are the same for every run."""
+"""Rendered walks, kept in the machine's temporary folder because they are the same in every run."""
 
 from __future__ import annotations
 
@@ -12,5 +12,5 @@ CACHE = Path(tempfile.gettempdir()) / "depth_node_walks"
 
 
 def furnished_room() -> RenderedWalk:
-    """13 images of a furnished room."""
+    """Return a walk of 13 images through a furnished room."""
     return room_sequence(1, 13, CACHE)

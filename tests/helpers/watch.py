@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An extrinsics watch that is stuck in its work."""
+"""An extrinsics watch whose work does not end."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from depth_node.calibration.watch import ExtrinsicsWatch, Seen
 
 
 def stuck_watch(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
-    """Every look waits: the first event says that one has begun, the second lets them go on."""
+    """Make every ExtrinsicsWatch.look wait; return an event that is set when one has begun, and an
+    event to set that lets them continue.
+    """
     begun, released = threading.Event(), threading.Event()
     look = ExtrinsicsWatch.look
 
