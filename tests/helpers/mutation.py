@@ -37,7 +37,7 @@ def put(path: Path, content: bytes) -> None:
 
 
 def mutants(content: bytes, count: int, seed: int = 0) -> Iterator[tuple[int, bytes]]:
-    """Yield (number, damaged copy) `count` times: cut, bits flipped, noise, lines moved, splices."""
+    """Yield (number, damaged copy) `count` times: cuts, flips, noise, moved lines, splices."""
     rng = np.random.default_rng(seed)
     for number in range(count):
         yield number, _mutant(content, rng)
