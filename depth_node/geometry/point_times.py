@@ -78,8 +78,8 @@ def joined(
     each of the two fields is a time by itself.
     """
     whole = seconds.astype(np.float64)
-    # Larger numbers are not seconds; a NaN fails this test too.
-    if not (np.abs(whole) < 1e10).all() or (whole % 1).any():
+    # Larger numbers are not seconds, and would not fit as nanoseconds; a NaN fails this test too.
+    if not (np.abs(whole) < 9e9).all() or (whole % 1).any():
         return None
     with np.errstate(invalid="ignore", over="ignore"):
         beyond = rest.astype(np.float64) * (_UNITS_S[unit] * 1e9)
@@ -104,20 +104,24 @@ def seconds_from_stamp(
         return None
     # The percentiles are robust against a few stray values.
     low, high = sample[len(sample) // 100], sample[-1 - len(sample) // 100]
+    # Of the points with a time of their own. Near a stamp of 100 s, offsets of up to 0.1 s in
+    # nanoseconds end where absolute times in microseconds would; only their middle is elsewhere.
+    middle = np.median(sample[sample != 0])
     unit = split_name(name)[1]
     units = {unit: _UNITS_S[unit]} if unit else _UNITS_S
     for factor in units.values():
-        if abs(high * factor - stamp_ns * 1e-9) <= _NEAR_S < high * factor:
+        apart_s = max(abs(value * factor - stamp_ns * 1e-9) for value in (middle, high))
+        if apart_s <= _NEAR_S < high * factor:
             return _absolute(values, name, factor, stamp_ns)
     if high >= _SINCE_2001_S:
         # Seconds, milli-, micro- and nanoseconds since 1970 are a factor of 1000 apart.
         factor = float(1000.0 ** -np.floor(np.log10(high / _SINCE_2001_S) / 3 + 1e-9))
         if stamp_ns == 0:
             return _absolute(values, name, factor, round(sample[-1] * factor * 1e9))
-        apart_s = high * factor - stamp_ns * 1e-9
+        after_s = high * factor - stamp_ns * 1e-9
         raise UnknownTimesError(
-            f"field {name!r} of the points holds times {abs(apart_s):.3g} s"
-            f" {'after' if apart_s > 0 else 'before'} the message's stamp: let the driver take both"
+            f"field {name!r} of the points holds times {abs(after_s):.3g} s"
+            f" {'after' if after_s > 0 else 'before'} the message's stamp: let the driver take both"
             " from one clock"
         )
     return _relative(values, name, unit, (float(low), float(high)), stamp_ns == 0)

@@ -9,6 +9,7 @@ import pytest
 from depth_node.geometry.point_times import (
     TIME_FIELDS,
     UnknownTimesError,
+    joined,
     seconds_from_stamp,
     split_name,
 )
@@ -50,6 +51,34 @@ def test_layouts_of_drivers(name: str, values: np.ndarray, want: np.ndarray) -> 
 def test_simulated_time_is_absolute_too() -> None:
     offset = seconds_from_stamp(12.5 + TURN_S, "timestamp", 12_500_000_000)
     np.testing.assert_allclose(offset, TURN_S, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "time_s"),
+    [
+        pytest.param("t", (1e9 * TURN_S).astype("u4"), 100.0, id="nanoseconds at 100 s"),
+        pytest.param("t", (1e9 * TURN_S).astype("u4"), 99.2, id="nanoseconds just before"),
+        pytest.param("t", (1e6 * TURN_S).astype("u4"), 100.0, id="microseconds at 100 s"),
+        pytest.param("t", (1e9 * TURN_S).astype("u4"), 100_000.0, id="nanoseconds after 28 hours"),
+        pytest.param("time", (1e3 * TURN_S).astype("f4"), 100.0, id="float milliseconds"),
+    ],
+)
+def test_times_since_the_stamp_of_a_clock_that_began_lately(
+    name: str, values: np.ndarray, time_s: float
+) -> None:
+    """In simulations, and for LiDARs whose clock begins when they are switched on."""
+    offset = seconds_from_stamp(values, name, round(time_s * 1e9))
+    np.testing.assert_allclose(offset, TURN_S, atol=2e-6)
+
+
+def test_points_without_a_time_do_not_hide_that_the_others_are_absolute() -> None:
+    """A 0 among times since 1970 stands for a point that was not measured."""
+    values = ABSOLUTE_S.copy()
+    values[: int(0.7 * len(values))] = 0.0
+    offset = seconds_from_stamp(values, "timestamp", STAMP_NS)
+    assert offset is not None
+    np.testing.assert_allclose(offset[values > 0], TURN_S[values > 0], atol=2e-6)
+    assert not offset[values == 0].any()
 
 
 @pytest.mark.parametrize(("time_s", "held"), [(10_000, True), (20_000, False)])
@@ -164,3 +193,9 @@ def test_names() -> None:
     assert split_name("time_offset_nsec") == ("time_offset", "ns")
     assert split_name("intensity")[0] not in TIME_FIELDS
     assert split_name("t_ns") == ("t", "ns")
+
+
+def test_seconds_that_no_nanoseconds_can_hold_are_no_seconds() -> None:
+    seconds, rest = np.array([9.5e9]), np.array([0.0])
+    assert joined(seconds, rest, "ns") is None
+    np.testing.assert_array_equal(joined(seconds / 10, rest, "ns"), [950_000_000 * 10**9])
