@@ -57,6 +57,30 @@ def test_a_turned_lidar_is_named(short_walk: RenderedWalk) -> None:
     np.testing.assert_allclose(verdict.T_camera_lidar[:3, :3], T_CAMERA_LIDAR[:3, :3], atol=0.01)
 
 
+@pytest.mark.parametrize("noise", [0, 5], ids=["covered", "dark, with the sensor's noise"])
+@pytest.mark.parametrize("before", [0, 2], ids=["from the start", "after a consistent verdict"])
+def test_images_without_structure_tell_nothing(
+    short_walk: RenderedWalk, noise: int, before: int
+) -> None:
+    frames = short_walk.frames(64)
+    rng = np.random.default_rng(0)
+    dark = [
+        dataclasses.replace(
+            frame, image=rng.integers(0, noise + 1, frame.image.shape).astype(np.uint8)
+        )
+        for _ in range(4)
+        for frame in frames
+    ]
+    watch = fed(frames, before)
+    assert watch.verdict.finding is (Finding.CONSISTENT if before else Finding.UNKNOWN)
+    for one in dark:
+        for _ in watch.look(Seen(one, one, one)):
+            pass
+        assert watch.verdict.finding in (Finding.UNKNOWN, Finding.CONSISTENT)
+    assert watch.verdict.finding is Finding.UNKNOWN
+    assert "dark" in watch.verdict.sentence
+
+
 def test_new_extrinsics_begin_anew_and_few_points_tell_nothing(short_walk: RenderedWalk) -> None:
     watch = fed(short_walk.frames(64))
     assert watch.verdict.frames == 13
