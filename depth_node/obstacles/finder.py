@@ -107,10 +107,12 @@ class ObstacleFinder:
             least = _least_height(config.max_drop_m, depth, unsure, camera_height, grid)
             deep = gates.believed(every) & (height < -least) & (offset < -rise * grid.reach)
             deep &= _support(deep)
-            # A costmap ignores what is below the ground, so a drop is marked where its ray passes
-            # through the least height.
-            to_ground = np.float32(config.min_height_m - offset) / rise[deep]
-            groups.append((grid.rays[deep] * to_ground[:, None], height[deep]))
+            # A costmap ignores what is below the ground, so a drop is marked above the place where
+            # its ray passes through the ground.
+            to_ground = -offset / rise[deep]
+            edge = grid.rays[deep] * to_ground[:, None]
+            edge += np.float32(config.min_height_m) * T_base_camera[2, :3].astype(np.float32)
+            groups.append((edge, height[deep]))
         if sparse is not None and len(sparse):
             believed = np.ones(len(sparse), bool) if inlier is None else inlier
             groups.append(measured_obstacles(sparse, believed, camera, grid, ground, config))

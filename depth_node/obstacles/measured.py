@@ -43,11 +43,11 @@ def measured_obstacles(
 ) -> tuple[F32, F32]:
     """Return the measured points that are obstacles: (n, 3) m in the camera's frame.
 
-    The second result is their height (n,), m; a drop is moved up to the least height on its ray,
-    with a negative height. believed: (N,) bool, which points of `sparse` are used. ground: (3,)
-    that of the depth map. The ground of the measured points is a plane fitted to those near the
-    expected ground, because the depth map between them may be too high; if there are few, it is
-    `ground`.
+    The second result is their height (n,), m; a drop has a negative height, and its point is at the
+    least height above the place where its ray passes through the ground. believed: (N,) bool, which
+    points of `sparse` are used. ground: (3,) that of the depth map. The ground of the measured
+    points is a plane fitted to those near the expected ground, because the depth map between them
+    may be too high; if there are few, it is `ground`.
     """
     rays, T_base_camera = camera.rays(), grid.T_base_camera
 
@@ -93,9 +93,9 @@ def measured_obstacles(
     if config.max_drop_m == 0:
         return points[stands], height[stands].astype(np.float32)
     deep = height < -np.maximum(noise_height, np.float32(config.max_drop_m))
-    # The points at which their rays pass through the least height.
-    to_edge = (start - np.float32(config.min_height_m)) / (start - height[deep])
-    edge = points[deep] * to_edge[:, None]
+    # Above the points at which their rays pass through the ground.
+    edge = points[deep] * (start / (start - height[deep]))[:, None]
+    edge += np.float32(config.min_height_m) * T_base_camera[2, :3].astype(np.float32)
     xy = over_ground(edge, T_base_camera)
     marked = np.hypot(xy[:, 0], xy[:, 1]) < config.max_range_m
     marked &= _supported(xy, np.zeros(len(xy), np.float32), through[deep])

@@ -225,6 +225,26 @@ def test_a_drop_is_marked_at_the_edge_of_the_ground_where_it_is_asked_for() -> N
     assert len(find(stairs, ObstacleConfig(max_drop_m=0.5)).points) == 0
 
 
+@pytest.mark.parametrize("min_height_m", [0.02, 0.3, 0.8])
+def test_a_drop_is_marked_where_it_is_however_high_an_obstacle_must_be(
+    min_height_m: float,
+) -> None:
+    """At 2 m, the camera is 0.5 m high."""
+    config = ObstacleConfig(min_height_m=min_height_m, max_drop_m=0.1)
+    stairs = drop_scene(2.0, 0.4)
+    floor = rows_of_points(0.005)
+    rays = CAMERA.rays()[floor.rows, floor.cols] @ T_BASE_CAMERA[:3, :3].T
+    beyond = floor.depth * rays[:, 0] > 2.0
+    depth = np.where(beyond, floor.depth * (1 + 0.4 / HEIGHT_M), floor.depth)
+    measured = SparseDepth.from_arrays(floor.rows, floor.cols, depth)
+    for found in (find(stairs, config), find(scene(), config, measured=measured)):
+        assert len(found.points) > 50
+        assert found.points[:, 2].min() > 0, "ahead of the camera"
+        assert 1.9 < found.in_base[:, 0].min() < 2.4
+        level = found.points @ T_BASE_CAMERA[2, :3].astype(np.float32) + HEIGHT_M
+        assert level == pytest.approx(min_height_m, abs=0.03)
+
+
 def test_a_floor_that_sinks_by_a_few_percent_is_no_drop() -> None:
     rows, cols = np.mgrid[:240, :320]
     wave = 1 + 0.07 * np.sin(rows / 25) * np.sin(cols / 30)
