@@ -143,6 +143,34 @@ def test_a_file_that_explodes_is_refused(
     assert got["frames"] == 0 and "cannot be opened" in got["sentences"][-1]
 
 
+@pytest.mark.parametrize("sized", [True, False], ids=["announced", "not announced"])
+def test_a_compressed_file_needs_room(
+    sized: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is whole: what is missing is room on the disk, and nothing is unpacked at once."""
+    import shutil
+
+    from rosbags.rosbag2.reader import zstd
+
+    from depth_node.recordings.bag_files import BagError, BagFiles, bag
+
+    content = b"\x89MCAP0\r\n" + bytes(30 << 20)
+    compressor = zstd.ZstdCompressor()
+    if sized:
+        compressor.set_pledged_input_size(len(content))
+    path = tmp_path / "bag.mcap.zstd"
+    path.write_bytes(compressor.compress(content) + compressor.flush())
+    for free in (bag.ROOM_LEFT - 1000, bag.ROOM_LEFT + (10 << 20)):
+        monkeypatch.setattr(
+            shutil, "disk_usage", lambda folder, free=free: type("Usage", (), {"free": free})
+        )
+        with (
+            pytest.raises(BagError, match=r"needs 0\.0\d GB or more in .*TMPDIR"),
+            BagFiles(path, ()),
+        ):
+            pass
+
+
 def png(width: int, height: int, content: bytes = b"") -> bytes:
     def part(kind: bytes, body: bytes) -> bytes:
         return (

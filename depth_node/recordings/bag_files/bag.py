@@ -192,11 +192,11 @@ class BagFiles:
             announced = announced_size(head)
             if announced is not None and announced > min(room, ceiling):
                 self._no_room(path, announced, room, ceiling)
-            for piece in zstd_pieces(source.read, min(room, ceiling)):
+            for piece in zstd_pieces(source.read, ceiling):
                 if not written and not piece.startswith(magic[: len(piece)]):
                     raise DamagedError(f"what is compressed in it is no {target.suffix}")
                 written += len(piece)
-                if written > min(room, ceiling):
+                if written > room:
                     self._no_room(path, written, room, ceiling)
                 out.write(piece)
         return target
@@ -207,8 +207,8 @@ class BagFiles:
                 f"{path.stat().st_size} bytes that become {size} or more are no recording"
             )
         raise BagError(
-            f"{path} needs {size / 1e9:.1f} GB in {tempfile.gettempdir()}, where {room / 1e9:.1f}"
-            " GB may be used: free some, or set TMPDIR to a larger disk."
+            f"{path} needs {size / 1e9:.2f} GB or more in {tempfile.gettempdir()}, where"
+            f" {max(room, 0) / 1e9:.2f} GB may be used: free some, or set TMPDIR to a larger disk."
         )
 
 
