@@ -124,8 +124,12 @@ class Child:
             assert self.process.stdout is not None
             with self.process.stdout as lines:
                 for line in lines:
-                    with suppress(ValueError):  # something printed by a library
-                        to.put((self.name, json.loads(line)))
+                    event = None
+                    with suppress(ValueError):
+                        event = json.loads(line)
+                    # A library may print other lines, which may be JSON by chance: a number.
+                    if isinstance(event, dict) and "event" in event:
+                        to.put((self.name, event))
             to.put((self.name, {"event": "ended"}))
 
         self.reader = threading.Thread(target=read, daemon=True)

@@ -29,7 +29,8 @@ def test_difference_of_depth_maps() -> None:
 
 def test_a_child_that_fails_is_told_with_its_log(tmp_path: Path) -> None:
     script = "import sys, json; print(json.dumps({'event': 'hello'}), flush=True);"
-    script += "print('not json'); print('the reason', file=sys.stderr); sys.exit(3)"
+    script += "print('not json'); print(7); print('{}');"
+    script += "print('the reason', file=sys.stderr); sys.exit(3)"
     child = live.Child("node", ["-c", script], tmp_path, {})
     events: queue.Queue[tuple[str, dict[str, object]]] = queue.Queue()
     child.events(events)
