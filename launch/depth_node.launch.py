@@ -140,7 +140,10 @@ def remappings(given: dict[str, str]) -> list[tuple[str, str]]:
     pairs = [(own, given[name]) for name, own in REMAPPINGS.items() if given[name]]
     depth = given["depth"]
     if depth:
-        plain = depth.replace("_rect", "") if "_rect" in depth else f"{depth}_unrectified"
+        name = depth.rpartition("/")[2]  # the namespace stays: camera_info is there
+        plain = beside(depth, name.replace("_rect", ""))
+        if "_rect" not in name:
+            plain = f"{depth}_unrectified"
         pairs += [
             ("~/depth/camera_info", beside(depth, "camera_info")),
             ("~/depth/image", plain),

@@ -211,6 +211,10 @@ def test_depth_and_its_camera_info_move_together(repo: Path) -> None:
     given["depth"] = "depth"
     assert dict(module["remappings"](given))["~/depth/image"] == "depth_unrectified"
     assert dict(module["remappings"](given))["~/depth/camera_info"] == "camera_info"
+    given["depth"] = "/camera_rect/depth"
+    assert dict(module["remappings"](given))["~/depth/image"] == "/camera_rect/depth_unrectified"
+    given["depth"] = "/camera_rect/image_rect"
+    assert dict(module["remappings"](given))["~/depth/image"] == "/camera_rect/image"
     shown = module["rviz"]({**given, "depth": "/cam/depth/image_rect"})
     context = LaunchContext()
     pairs = {
