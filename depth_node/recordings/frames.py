@@ -39,7 +39,7 @@ from depth_node.geometry.rigid import check_rigid
 from depth_node.geometry.sparse_depth import SparseDepth
 from depth_node.prediction import Prediction
 from depth_node.recordings.arrays import read_npy, read_npz
-from depth_node.recordings.files import FrameError, read_json, read_regular
+from depth_node.recordings.files import FrameError, read_json, read_regular, reason_of
 from depth_node.recordings.images import checked_image, decode_image, read_image
 from depth_node.regions.label_maps import Labels, labels_from_ids
 
@@ -141,11 +141,31 @@ def is_bag(path: Path) -> bool:
 
     A folder without metadata.yaml (its recorder was killed) is a bag if it has .mcap or .db3 files.
     """
-    if path.name.endswith((*_BAG_FILES, ".bag")) and not path.is_dir():
+    if not _is_possible(path):
+        return False
+    # os.path, which does not raise where permissions are missing.
+    if path.name.endswith((*_BAG_FILES, ".bag")) and not os.path.isdir(path):
         return True
-    if (path / "metadata.yaml").is_file():
+    if os.path.isfile(path / "metadata.yaml"):
         return True
-    return any(entry.name.endswith(_BAG_FILES) for entry in _visible(path) if entry.is_file())
+    return any(entry.name.endswith(_BAG_FILES) for entry in _visible(path) if os.path.isfile(entry))
+
+
+def _is_possible(path: Path) -> bool:
+    """Return whether a path can be looked up: not too long, without NUL and loops of links."""
+    try:
+        path.resolve().exists()
+    except (OSError, RuntimeError, ValueError):
+        return False
+    return True
+
+
+def _resolved(path: str | Path) -> Path:
+    """Return the absolute path without links. Raises FrameError if it cannot be one."""
+    try:
+        return Path(path).resolve()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise FrameError(f"{path} cannot be opened ({reason_of(error)}): check the path.") from None
 
 
 def _visible(folder: Path) -> list[Path]:
@@ -168,8 +188,8 @@ def find_frames(path: str | Path) -> list[Path]:
 
     Raises FrameError if there are none.
     """
-    path = Path(path).resolve()
-    if not path.is_dir():
+    path = _resolved(path)
+    if not os.path.isdir(path):
         raise FrameError(f"{path} is not a folder: give a frame, a source or a folder of sources.")
     if _is_frame(path):
         return [path]
@@ -196,8 +216,8 @@ def read_frame(folder: str | Path) -> RecordedFrame:
 
     Raises FrameError for anything that cannot be used.
     """
-    folder = Path(folder).resolve()
-    if not folder.is_dir():
+    folder = _resolved(folder)
+    if not os.path.isdir(folder):
         raise FrameError(f"{folder} is not a folder: a frame is a folder with rgb.jpg in it.")
     image_path = next((folder / name for name in IMAGE_FILES if (folder / name).is_file()), None)
     if image_path is None:

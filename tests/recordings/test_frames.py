@@ -18,6 +18,7 @@ import pytest
 from depth_node.recordings.frames import (
     FrameError,
     find_frames,
+    is_bag,
     read_frame,
     split_lines,
     split_scan,
@@ -52,6 +53,15 @@ def folder(tmp_path: Path) -> Path:
         kind="disparity_affine_invariant",
     )
     return folder
+
+
+def test_a_path_that_cannot_be_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for path in (tmp_path / "loop", "a" * 5000, "a\0b"):
+        assert not is_bag(Path(path))
+        for read in (find_frames, read_frame):
+            with pytest.raises(FrameError, match=r"is not a folder|check the path"):
+                read(path)
 
 
 def test_a_complete_frame_is_read(folder: Path) -> None:
