@@ -116,7 +116,8 @@ def _one_line_of(
     upright = p[finite][:, [2, 0, 1]] * (1, -1, -1) if np.allclose(T, np.eye(4)) else p[finite]
     row = np.full(len(p), -1, np.int64)
     row[finite] = rows_by_angle(elevation_deg(upright), LINE_DEG)
-    depth = p @ T[2, :3] + T[2, 3]
+    with np.errstate(invalid="ignore", over="ignore"):  # some drivers write Inf without an echo
+        depth = p @ T[2, :3] + T[2, 3]
     ahead = finite & (depth > projection.min_depth_m)
     lines, line = np.unique(np.where(ahead, row, -1), return_inverse=True)
     first = int(rng.integers(one_of))
