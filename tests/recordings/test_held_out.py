@@ -50,6 +50,16 @@ def test_rows_are_the_beams() -> None:
         assert len(beams_of(points[rows == row])) == 1
 
 
+def test_points_at_infinity_are_on_no_line() -> None:
+    """Some drivers write them where no echo came back."""
+    points = sweep()
+    points[::7] = np.inf
+    rng = np.random.default_rng(0)
+    with np.errstate(all="raise"):
+        used, *_ = hold_out_points(frame(points), Sampling(lines=3), ProjectionConfig(), rng)
+    assert used.points is not None and len(used.points) and np.isfinite(used.points).all()
+
+
 def test_one_line_of_three_is_measured_and_no_line_is_both() -> None:
     points = sweep()
     rng = np.random.default_rng(0)
