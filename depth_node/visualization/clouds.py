@@ -90,7 +90,9 @@ def top_view(
     origin = np.array([width * over / 2, height * over - foot])
 
     span = max(height, width) * over / per_metre
-    step = next(s for s in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 1e9) if span / s <= 12)
+    # Up to the largest float32, because max_depth_m has no upper limit.
+    steps = (factor * 10.0**power for power in range(-1, 39) for factor in (1, 2, 5))
+    step = next(step for step in steps if span / step <= 12)
     lines = [k * step for k in range(-13, 14)]
     for metres in lines:
         x, y = (int(v) for v in (origin[0] + metres * per_metre, origin[1] - metres * per_metre))

@@ -52,3 +52,13 @@ def test_points_on_the_optical_axis_are_drawn_from_above() -> None:
         np.full((1, 1), 2.0, np.float32), np.full((1, 1, 3), 255, np.uint8), camera, 150, 200
     )
     assert plan.shape == (150, 200, 3)
+
+
+@pytest.mark.parametrize("depth_m", [150.0, 700.0, 30_000.0])
+def test_the_floor_plan_of_a_deep_scene_has_a_grid(depth_m: float) -> None:
+    """max_depth_m has no upper limit, and a wide card shows a field many times as wide as deep."""
+    camera = Camera(124, 37, 72.0, 72.0, 61.5, 18.0)
+    depth, image = np.full((37, 124), depth_m, np.float32), np.zeros((37, 124, 3), np.uint8)
+    plan = clouds.top_view(depth, image, camera, 187, 596).astype(int)
+    row = plan[-5]  # below the camera, where only vertical grid lines are
+    assert 2 <= np.count_nonzero(np.diff(row.sum(axis=1)) > 20) <= 27
