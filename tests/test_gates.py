@@ -157,3 +157,26 @@ def test_on_real_frames_four_fifths_of_the_far_off_points_go(shared: Path) -> No
     published = benchmark.averaged(rows, "1000")
     assert published.far_off_after < 0.2 * published.far_off_before
     assert published.kept > 0.75
+
+
+def test_the_benchmark_of_frames_without_a_far_off_point_has_its_tables() -> None:
+    """A good network on clean points has none: nothing is divided by their fraction."""
+    right, strict = GateConfig(), GateConfig(max_std=0.05)
+    rows = [
+        benchmark.GateRow(source, "250", gate, 0.0, 0.0, kept)
+        for source in ("one", "two")
+        for gate, kept in ((right, 0.9), (strict, 0.8))
+    ]
+    by_condition, by_source, chosen = benchmark.tables(rows)
+    assert by_condition.rows == [["250", "0.00%", "0.00%", "-", "90.0%"]]
+    assert [row[3] for row in (*by_source.rows, *chosen.rows)] == ["-"] * 4
+
+
+def test_the_benchmark_does_not_choose_a_gate_that_nothing_passes() -> None:
+    """Such a gate leaves no fraction of far-off points, whatever the order of the rows."""
+    open_, shut = GateConfig(), GateConfig(max_std=0.05)
+    rows = [
+        benchmark.GateRow("one", "250", shut, 0.2, np.nan, 0.0),
+        benchmark.GateRow("one", "250", open_, 0.2, 0.1, 0.7),
+    ]
+    assert benchmark.choose(rows) == benchmark.choose(rows[::-1]) == open_

@@ -7,6 +7,7 @@ and seeds of a source, then over the sources.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,8 +55,8 @@ class GateMeans:
 
     @property
     def left(self) -> float:
-        """Fraction of far-off points with the gate divided by that without it."""
-        return self.far_off_after / self.far_off_before
+        """Fraction of far-off points with the gate divided by that without it; NaN without any."""
+        return self.far_off_after / self.far_off_before if self.far_off_before else math.nan
 
 
 def run_gates(
@@ -129,7 +130,9 @@ def choose(rows: Sequence[GateRow]) -> GateConfig:
     """
     means = {gate: averaged(r for r in rows if r.gate == gate) for gate in {r.gate for r in rows}}
     allowed = [gate for gate, mean in means.items() if 1 - mean.kept < MOST_LOST]
-    return min(allowed or means, key=lambda gate: means[gate].left)
+    # The fraction before is the same for all gates; a gate that no point passes has none after.
+    after = {gate: mean.far_off_after for gate, mean in means.items()}
+    return min(allowed or means, key=lambda gate: (math.isnan(after[gate]), after[gate]))
 
 
 def tables(rows: Sequence[GateRow]) -> list[Table]:
@@ -177,6 +180,6 @@ def _cells(name: str, means: GateMeans) -> list[str]:
         name,
         f"{means.far_off_before:.2%}",
         f"{means.far_off_after:.2%}",
-        f"{means.left:.2f}",
+        "-" if math.isnan(means.left) else f"{means.left:.2f}",
         f"{means.kept:.1%}",
     ]
