@@ -195,7 +195,7 @@ def study(
     blind = [monitor_case(wall, lines, case) for lines in LINES for case in ("right", "yaw")]
     on_step(wall.name)
     return [
-        _monitor_table(cases),
+        _monitor_table(cases, frames),
         _calibrate_table(calibrated),
         Table(
             "Processor time of the monitor, 640x480",
@@ -212,7 +212,7 @@ def study(
     ]
 
 
-def _monitor_table(cases: Sequence[MonitorCase]) -> Table:
+def _monitor_table(cases: Sequence[MonitorCase], frames: int) -> Table:
     body = []
     tried = [(case, True) for case in CASES] + [(case, False) for case in WITHOUT_ODOMETRY]
     for lines in LINES:
@@ -227,15 +227,20 @@ def _monitor_table(cases: Sequence[MonitorCase]) -> Table:
             row = [str(lines), name, str(len(some)), *counts]
             if case == "right":
                 findings = [finding for c in some for finding in c.findings]
-                share = np.mean([finding is Finding.CONSISTENT for finding in findings])
-                body.append([*row, "-", f"consistent after {share:.1%} of the frames"])
+                consistent = [finding is Finding.CONSISTENT for finding in findings]
+                text = "no verdict yet"
+                if consistent:
+                    text = f"consistent after {np.mean(consistent):.1%} of the frames"
+                body.append([*row, "-", text])
                 continue
             ratios = np.array([value for c in some for value in c.found])
-            low, high = np.nanmin(ratios), np.nanmax(ratios)
-            spread = f"{np.nanmedian(ratios):.2f} ({low:.2f} to {high:.2f})"
+            ratios = ratios[np.isfinite(ratios)]
+            spread = "-"
+            if len(ratios):
+                spread = f"{np.median(ratios):.2f} ({ratios.min():.2f} to {ratios.max():.2f})"
             body.append([*row, str(sum(c.named for c in some)), spread])
     notes = [
-        f"{FRAMES} frames at 10 Hz, 320x240; 1 degree, 5 cm or {1000 * LATE_S:.0f} ms of error;"
+        f"{frames} frames at 10 Hz, 320x240; 1 degree, 5 cm or {1000 * LATE_S:.0f} ms of error;"
         " the verdict after the last frame",
         "within 30 %: called wrong, and the value of each fault within 30 % of the truth",
         "of the frames: those from the first verdict on, 5 s after the start",
