@@ -123,10 +123,10 @@ def _turn(
         stack.callback(load.end)
         for child in (*nodes, load):
             child.events(events)
-        _await("ready", [*nodes, load], events)
+        _await("ready", [*nodes, load], events, PATIENCE_S)
         before = sum(_cpu_s(child.process.pid) for child in nodes)
         load.tell("go")
-        report = _await("report", [*nodes, load], events)
+        report = _await("report", [*nodes, load], events, seconds + PATIENCE_S)
         used_s = sum(_cpu_s(child.process.pid) for child in nodes) - before
         memory = np.sum([_memory_mib(child.process.pid) for child in nodes], axis=0)
         load.tell("stop")
@@ -142,15 +142,21 @@ def _turn(
 
 
 def _await(
-    awaited: str, children: Sequence[Child], events: queue.Queue[tuple[str, dict[str, Any]]]
+    awaited: str,
+    children: Sequence[Child],
+    events: queue.Queue[tuple[str, dict[str, Any]]],
+    limit_s: float,
 ) -> dict[str, Any]:
-    """Return the awaited event; raise DemoError if a process ends or fails before it arrives."""
-    end = time.monotonic() + PATIENCE_S
+    """Return the awaited event.
+
+    Raises DemoError if a process ends or fails before it arrives, or it does not arrive in limit_s.
+    """
+    end = time.monotonic() + limit_s
     while True:
         try:
             name, event = events.get(timeout=max(end - time.monotonic(), 0.01))
         except queue.Empty:
-            raise DemoError(f"no process said {awaited} within {PATIENCE_S:g} s") from None
+            raise DemoError(f"no process said {awaited} within {limit_s:g} s") from None
         if event["event"] == awaited:
             return event
         if event["event"] in ("failed", "ended"):
