@@ -317,17 +317,20 @@ def restore_statistics(network: nn.Module, images: Tensor) -> None:
 
 
 def folded(network: nn.Module) -> bool:
-    """Return whether all batch normalisations only add a bias, as after loading an ONNX file."""
+    """Return whether all batch normalisations only add a bias.
+
+    So they do after loading an exported file, and in a network with fresh random weights.
+    """
     layers = [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)]
     return bool(layers) and not any(bool(layer.running_mean.any()) for layer in layers)  # type: ignore[union-attr]
 
 
 def unfold(network: Any, draw: Callable[[int], Tensor]) -> None:
-    """Restore the statistics of a network that comes from an exported file; leave others alone.
+    """Restore the statistics of a network that is `folded`; leave others alone.
 
     Without them a training step, which normalises by the statistics of the batch, would change the
-    network's function. draw(n) returns n images (n, 3, H, W) in 0..1; it is called only for such a
-    network.
+    function of a network from an exported file. draw(n) returns n images (n, 3, H, W) in 0..1; it
+    is called only for a folded network.
     """
     if folded(network):
         restore_statistics(network, network.spec.normalise(draw(STATISTICS_OF)))
