@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterable, Mapping
@@ -103,6 +104,41 @@ def _point(run: Path, name: str, target: Path) -> None:
     if (run / name).is_dir() and not (run / name).is_symlink():
         shutil.rmtree(run / name)
     os.replace(fresh, run / name)
+
+
+def restore_links(run: Path) -> None:
+    """Link `last` and `best` again in a run folder that has checkpoints but no `last`.
+
+    A copy may drop the links, and a crash may come before the first one is made; without them the
+    run would start again and `tidy` would delete its checkpoints. `last` becomes the newest
+    checkpoint. A checkpoint stores the lowest score up to its step, so `best` becomes the first one
+    with the score of the newest. Raises TrainingError for a damaged checkpoint and a folder that
+    cannot be written.
+    """
+    if os.path.lexists(run / LAST):
+        return
+    folders = {
+        int(number): folder
+        for folder in (run / "checkpoints").glob("step_*")
+        if (number := folder.name.removeprefix("step_")).isdigit()
+        and (folder / "about.json").is_file()
+    }
+    if not folders:
+        return
+    lowest = {step: read_state(folder)["best"] for step, folder in folders.items()}
+    newest = max(folders)
+    targets = {BEST: min(step for step in folders if lowest[step] == lowest[newest])}
+    if os.path.lexists(run / BEST) or not math.isfinite(lowest[newest]):
+        targets = {}
+    try:
+        for name, step in {**targets, LAST: newest}.items():
+            _point(run, name, folders[step].relative_to(run))
+        _flush(run)
+    except OSError as error:
+        raise TrainingError(
+            f"The links of {run} are missing and could not be made again ({error}): make that"
+            " folder writable and give the same command again."
+        ) from error
 
 
 def pointed(path: Path) -> Path:

@@ -327,7 +327,7 @@ def save(
     links = [LAST]
     if score is not None and score < state.best:
         state.best = score
-        links.append(BEST)
+        links.insert(0, BEST)  # a run that ends between the links repeats the step and links both
     frozen = {name for name, p in state.model.named_parameters() if not p.requires_grad}
     model = {name: t for name, t in state.model.state_dict().items() if name not in frozen}
     tensors = {"averaged": state.product.state_dict(), "model": model}
@@ -524,6 +524,8 @@ def run(
     """
     torch.set_num_threads(cfg.threads)
     state = start(recipe, cfg)
+    with main_first():
+        checkpoints.restore_links(folder)
     if os.path.lexists(folder / LAST):
         restore(state, folder / LAST, settings)
     try:

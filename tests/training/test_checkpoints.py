@@ -146,3 +146,42 @@ def test_a_run_copied_with_its_links_followed_goes_on(tmp_path: Path) -> None:
     shutil.copytree(tmp_path / "run", tmp_path / "copy", symlinks=False)
     assert train(settings("loop.steps=6"), tmp_path / "copy").step == 6
     assert checkpoints.read(tmp_path / "copy")["step"] == 6
+
+
+def test_a_run_copied_without_its_links_goes_on(tmp_path: Path) -> None:
+    """rsync without -l and many cloud drives drop links: the checkpoints must not be deleted."""
+    cfg = settings("loop.steps=6", "loop.schedule=constant", "loop.checkpoint_every=2")
+    train(cfg, tmp_path / "whole")
+    run = tmp_path / "run"
+    train(cfg, run, stop=lambda step: step == 4)
+    best = checkpoints.find(run / "best").name
+    for name in ("last", "best"):
+        (run / name).unlink()
+    assert train(cfg, run, stop=lambda step: True).step == 4
+    assert checkpoints.find(run / "best").name == best
+    assert train(cfg, run).step == 6
+    whole, parts = (checkpoints.read(path)["averaged"] for path in (tmp_path / "whole", run))
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_a_crash_between_the_links_does_not_lose_the_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = settings("loop.steps=6", "loop.checkpoint_every=2")
+    train(cfg, tmp_path / "whole")
+    run, point = tmp_path / "run", checkpoints._point
+    best = checkpoints.find(tmp_path / "whole" / "best").name
+    linked: list[str] = []
+
+    def crash(folder: Path, name: str, target: Path) -> None:
+        if target.name == best and linked and linked[-1] == best:
+            raise KeyboardInterrupt  # the process ends after the first of two links
+        linked.append(target.name)
+        point(folder, name, target)
+
+    monkeypatch.setattr(checkpoints, "_point", crash)
+    with pytest.raises(KeyboardInterrupt):
+        train(cfg, run)
+    monkeypatch.undo()
+    train(cfg, run)
+    assert checkpoints.find(run / "best").name == best
