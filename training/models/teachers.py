@@ -33,7 +33,7 @@ SOURCES = ("network", "engine", "diffusion")
 class Teacher(Protocol):
     """A network that teaches: images (N, 3, H, W) float32 in 0..1 to maps (N, 1, H, W) of `kind`.
 
-    Images may have any size. revision changes with the weights.
+    Images may have any size. revision: changes with all that the maps depend on, for caches.
     """
 
     name: str
@@ -122,7 +122,14 @@ class NetworkTeacher:
         self.kind = getattr(network, "meaning", "disparity_affine_invariant")
         # A constant does not change the meaning of affine depth, only of its inverse.
         self.shift = shift if self.kind == "depth_affine_invariant" else 0.0
-        self.revision = fingerprint(network) + (f"+{self.shift:g}" if self.shift else "")
+        # It names cached maps, which depend on more than the weights.
+        self.revision = fingerprint(network)
+        if self.kind != "disparity_affine_invariant":
+            self.revision += f"+{self.kind}"
+        if self.shift:
+            self.revision += f"+{self.shift:g}"
+        if any(size):
+            self.revision += f"+{size[0]}x{size[1]}"
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return maps (N, 1, H, W) at the size of the images, which are resized for the network."""

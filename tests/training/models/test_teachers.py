@@ -124,3 +124,17 @@ def test_the_fingerprint_knows_every_weight() -> None:
     with torch.no_grad():
         network.bias[1] += 1e-3
     assert fingerprint(network) != before
+
+
+def test_the_revision_changes_with_all_that_maps_depend_on() -> None:
+    """It names cached maps: those of another working size or meaning must not be read."""
+    nearer = Ramp()
+    nearer.meaning = "disparity_affine_invariant"
+    teachers = (
+        NetworkTeacher(Ramp(), "ramp"),
+        NetworkTeacher(Ramp(), "ramp", (8, 8)),
+        NetworkTeacher(Ramp(), "ramp", (8, 16)),
+        NetworkTeacher(nearer, "ramp"),
+    )
+    assert len({teacher.revision for teacher in teachers}) == len(teachers)
+    assert NetworkTeacher(nearer, "ramp").revision == fingerprint(nearer), "as existing caches have"
