@@ -320,7 +320,7 @@ def starting_weights(path: str | Path, trust_pickle: bool = False) -> dict[str, 
     Raises TrainingError as `read` and `weights` do.
     """
     path = Path(path).expanduser()
-    if path.is_dir():
+    if path.is_dir() or is_run(path):
         averaged: dict[str, Tensor] = read(path)["averaged"]
         return averaged
     return weights(path, trust_pickle)

@@ -130,6 +130,7 @@ def test_a_disk_without_links_trains_resumes_and_keeps(
     for name in ("last", "best"):
         assert checkpoints.read(run / name)["recipe"] == "toy"
         assert checkpoints.is_run(run / name) and checkpoints.is_run(run)
+        assert set(checkpoints.starting_weights(run / name)) == set(whole.model.state_dict())
     assert checkpoints.read(run)["step"] == 8
     kept = {folder.name for folder in (run / "checkpoints").iterdir()}
     assert kept == {checkpoints.find(run / name).name for name in ("last", "best")}

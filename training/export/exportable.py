@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from depth_node import config
-from depth_node.engine import preprocess
+from depth_node.engine import EngineError, preprocess
 from depth_node.engine.manifest import PACKAGED
+from depth_node.model_zoo.registry import locate
 from depth_node.prediction import Prediction
 from training import checkpoints, recipes
 from training.checkpoints import TrainingError
@@ -151,18 +152,43 @@ def _licence(provenance: Mapping[str, Any]) -> str:
     return "Apache-2.0 AND BSD-3-Clause" if "imagenet" in provenance else "Apache-2.0"
 
 
+def _origin(settings: Mapping[str, Any]) -> str:
+    """Return what a run's weights began as: a file, run or packaged network; "" if random."""
+    return str(settings.get("network", {}).get("source") or settings.get("start") or "")
+
+
+def _run_before(settings: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Return the settings of the run that a run began from, None if it began from none."""
+    origin = _origin(settings)
+    path = Path(origin).expanduser()
+    if not origin or not checkpoints.is_run(path):
+        return None
+    before: Mapping[str, Any] = checkpoints.about(path)["settings"]
+    return before
+
+
 def _has_offset(settings: Mapping[str, Any]) -> bool:
     """Return whether a run started, directly or through other runs, from an exported file."""
+    # A packaged network as `start` does not count: `supervised` removes its offset before training.
     source = str(settings.get("network", {}).get("source") or "")
     if source in PACKAGED or source.endswith(".onnx"):
         return True
-    # A packaged network as `start` does not count: `supervised` removes its offset before training.
-    path = Path(source or str(settings.get("start") or ""))
-    return (
-        path.is_dir()
-        and checkpoints.is_run(path)
-        and _has_offset(checkpoints.about(path)["settings"])
-    )
+    before = _run_before(settings)
+    return before is not None and _has_offset(before)
+
+
+def _imagenet_notice(settings: Mapping[str, Any]) -> str:
+    """Return the notice of ImageNet weights that a run started with, directly or not, else ""."""
+    if settings.get("imagenet"):
+        return mobilenet.NOTICE
+    origin = _origin(settings)
+    if origin in PACKAGED or origin.endswith(".onnx"):
+        try:
+            return str(locate(origin)[1].training.get("imagenet", ""))
+        except EngineError:  # the file may have been deleted since
+            return ""
+    before = _run_before(settings)
+    return "" if before is None else _imagenet_notice(before)
 
 
 def _provenance(payload: Mapping[str, Any]) -> dict[str, Any]:
@@ -174,9 +200,9 @@ def _provenance(payload: Mapping[str, Any]) -> dict[str, Any]:
         "steps": int(payload["step"]),
     }
     provenance.update({key: loop[key] for key in ("batch", "seed") if key in loop})
-    start = settings.get("network", {}).get("source") or settings.get("start")
+    start = _origin(settings)
     if start:
-        provenance["start"] = Path(str(start)).name
+        provenance["start"] = Path(start).name
     if "pool" in settings:
         provenance["pool_seed"] = settings["pool"]["seed"]
         outdoors = settings.get("outdoors_share", 0) > 0
@@ -186,6 +212,7 @@ def _provenance(payload: Mapping[str, Any]) -> dict[str, Any]:
         )
         if outdoors:
             provenance["outdoors_seed"] = settings["outdoors"]["seed"]
-    if settings.get("imagenet"):
-        provenance["imagenet"] = mobilenet.NOTICE
+    notice = _imagenet_notice(settings)
+    if notice:
+        provenance["imagenet"] = notice
     return provenance

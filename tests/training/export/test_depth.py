@@ -210,6 +210,38 @@ def test_what_began_as_an_exported_file_is_not_shifted_again(tmp_path: Path) -> 
         assert np.abs(values - expected).max() <= 1e-2 * np.ptp(expected)
 
 
+def test_the_start_of_a_run_is_found_where_the_run_found_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Below ~, through a file in the place of a link; the current folder is not an empty name."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    settings = {"network": {"source": "embedded-small"}}
+    run = run_of(tmp_path / "run", torch.nn.Linear(1, 1), settings, "westar")
+    (run / "last").unlink()
+    (run / "last").write_text("checkpoints/step_0000003\n")  # a disk without links
+    for start in ("~/run", str(run / "last")):
+        assert exportable_module._has_offset({"start": start}), start
+    monkeypatch.chdir(run)
+    assert not exportable_module._has_offset({"network": {"source": ""}, "start": ""})
+
+
+def test_what_began_with_imagenet_keeps_its_licence(tmp_path: Path) -> None:
+    """Through a packaged network, and through a run that began with that one."""
+    network = networks.open_network(networks.NetworkConfig(source="embedded"))
+    source: dict[str, Any] = {"source": "embedded", "unet": config.to_dict(network.cfg)}
+    for name in ("first", "second"):
+        settings = {"network": source, "height": 64, "width": 64}
+        run = run_of(tmp_path / name, network, settings, "westar")
+        entries = open_checkpoint(run).entries
+        assert entries["licence"] == "Apache-2.0 AND BSD-3-Clause", name
+        assert "BSD-3-Clause" in entries["training"]["imagenet"], name
+        source = {"source": str(run)}
+    settings = {"network": {"source": "embedded-small"}, "height": 96, "width": 128}
+    small = networks.open_network(networks.NetworkConfig(source="embedded-small"))
+    run = run_of(tmp_path / "small", small, settings, "westar")
+    assert open_checkpoint(run).entries["licence"] == "Apache-2.0"
+
+
 def test_a_copy_in_fp16_is_compared_and_written_beside_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
