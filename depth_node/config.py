@@ -26,9 +26,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-import os
 import re
-import stat
 import typing
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
@@ -37,6 +35,7 @@ from typing import Any, TypeVar, cast
 
 import yaml
 
+from depth_node.regular_files import read_bytes
 from depth_node.sentences import nearest, one_line, quoted
 
 _OPTION = "depth_node.option"
@@ -207,40 +206,12 @@ def read_text(path: Path, limit: int, noun: str = "the file") -> str:
         raise ConfigError(
             f"cannot read {noun} {shown}: byte {error.start} is no UTF-8; save it as UTF-8 text"
         ) from error
-    except FileTooLargeError as error:
-        raise ConfigError(f"cannot read {noun} {shown}: {error}; check the path") from error
     except OSError as error:
         raise ConfigError(
             f"cannot read {noun} {shown}: {error.strerror or one_line(error)}; check the path"
         ) from error
     except ValueError as error:  # a path with a NUL
         raise ConfigError(f"cannot read {noun} {shown}: {one_line(error)}") from error
-
-
-class FileTooLargeError(OSError):
-    """A file is larger than the limit for its kind."""
-
-
-def read_bytes(path: Path, limit: int | None = None) -> bytes:
-    """Return the content of a regular file; pipes and devices are refused.
-
-    Raises OSError (FileTooLargeError beyond `limit` bytes), and ValueError for an impossible path.
-    """
-    # O_NONBLOCK: opening a pipe does not wait for a writer.
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-        status = os.fstat(file.fileno())
-        if stat.S_ISDIR(status.st_mode):
-            raise IsADirectoryError(21, "Is a directory", str(path))
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError(22, "it is no regular file", str(path))
-        if limit is None:
-            return file.read()
-        content = file.read(limit + 1)
-        if len(content) > limit:
-            raise FileTooLargeError(
-                27, f"it has {max(status.st_size, len(content))} bytes, more than {limit}"
-            )
-        return content
 
 
 def override(config: T, overrides: Sequence[str]) -> T:

@@ -24,7 +24,7 @@ ROS_MESSAGES = ("_msgs", "_srvs", "_interfaces")
 TRAINING_ONLY = ("torch", "torchvision", "transformers", "peft", "diffusers", "timm", "training")
 
 CORE = ("geometry", "regions", "fitting", "metrics", "prediction", "config", "monitor", "frame",
-        "gates", "obstacles", "image_files", "sentences")  # fmt: skip
+        "gates", "obstacles", "image_files", "regular_files", "sentences")  # fmt: skip
 # What a robot's process never loads.
 BENCH = ("simulation", "recordings", "visualization", "benchmarks", "live", "cli")
 # Folder or module of depth_node -> what else of depth_node it may import. A folder may import

@@ -24,8 +24,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from depth_node.config import read_bytes
 from depth_node.engine import EngineError
+from depth_node.regular_files import read_bytes
 from depth_node.sentences import one_line
 
 REFERENCE_ENDING = ".reference.npz"

@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from depth_node.config import read_bytes
 from depth_node.engine import EngineError
 from depth_node.engine.cache import REFERENCE_ENDING, make_private, write_private
 from depth_node.engine.manifest import Manifest
@@ -30,6 +29,7 @@ from depth_node.engine.preprocess import to_tensor
 from depth_node.engine.protocol import Engine, ImageEngine
 from depth_node.engine.sparse_input import pattern_tensors
 from depth_node.prediction import DEPTH_MEANINGS, INVERSE_FLOOR_RATIO, KINDS
+from depth_node.regular_files import read_bytes
 from depth_node.sentences import nearest, one_line, quoted
 
 Tensors = dict[str, npt.NDArray[Any]]

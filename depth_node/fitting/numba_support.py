@@ -20,7 +20,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from depth_node.config import read_bytes
+from depth_node.regular_files import read_bytes
 from depth_node.sentences import one_line
 
 LANES = 8  # numbers of a vector

@@ -9,12 +9,12 @@ import contextlib
 import json
 import os
 import shutil
-import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from depth_node import regular_files
 from depth_node.sentences import both_ends, one_line
 
 LARGEST_FILE = 1 << 30  # bytes of an image or of an array
@@ -36,30 +36,32 @@ def reason_of(error: BaseException) -> str:
 @contextlib.contextmanager
 def open_regular(path: Path) -> Iterator[BinaryIO]:
     """Open a file for reading; FrameError for a pipe, a device, a folder or a missing file."""
-    try:
-        # Without O_NONBLOCK, opening a pipe waits for its writer.
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-    except (OSError, ValueError) as error:
-        why = getattr(error, "strerror", None) or reason_of(error)
-        raise FrameError(f"{path} cannot be opened ({why}): check path and permissions.") from None
-    with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise FrameError(f"{path} is no regular file: put a file in its place.")
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(regular_files.open_regular(path))
+        except (OSError, ValueError) as error:
+            raise _refusal(path, error) from None
         yield file
 
 
 def read_regular(path: Path, ceiling: int = LARGEST_FILE) -> bytes:
     """Return the content of a regular file. Raises FrameError if it is larger than `ceiling`."""
-    with open_regular(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        if size > ceiling:
-            raise FrameError(f"{path} has {size} bytes, more than {ceiling}: it is refused.")
-        try:
-            return file.read(size)
-        except (OSError, MemoryError) as error:
-            raise FrameError(
-                f"{path} cannot be read ({reason_of(error)}): copy it again."
-            ) from None
+    try:
+        return regular_files.read_bytes(path, ceiling)
+    except (OSError, ValueError, MemoryError) as error:
+        raise _refusal(path, error) from None
+
+
+def _refusal(path: Path, error: Exception) -> FrameError:
+    """Return why a file cannot be opened or read, with the cure."""
+    why = getattr(error, "strerror", None) or reason_of(error)
+    if isinstance(error, regular_files.NotRegularError):
+        return FrameError(f"{path} is no regular file ({why}): put a file in its place.")
+    if isinstance(error, regular_files.FileTooLargeError):
+        return FrameError(f"{path} is too large ({why}): it is refused.")
+    if isinstance(error, MemoryError):
+        return FrameError(f"{path} cannot be read ({why}): free memory.")
+    return FrameError(f"{path} cannot be opened ({why}): check path, permissions and disk.")
 
 
 def read_json(path: Path) -> dict[str, Any]:

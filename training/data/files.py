@@ -13,6 +13,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from depth_node import image_files
+from depth_node.regular_files import read_bytes
 from depth_node.sentences import one_line
 from training.data.samples import U8, DataError
 
@@ -35,16 +36,15 @@ def reading(path: Path) -> Iterator[None]:
 def content(path: Path) -> bytes:
     """Return the bytes of a regular file.
 
-    Raises FileNotFoundError, and ValueError for a folder, a pipe, a device or a file of more than
+    Raises FileNotFoundError, and ValueError for a pipe, a device, a folder or a file of more than
     1 GiB.
     """
-    if not path.exists():
-        raise FileNotFoundError(path)
-    if not path.is_file():
-        raise ValueError("it is no regular file")
-    if path.stat().st_size > LARGEST_BYTES:
-        raise ValueError(f"it is larger than {LARGEST_BYTES >> 20} MiB")
-    return path.read_bytes()
+    try:
+        return read_bytes(path, LARGEST_BYTES)
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(path) from None
+    except OSError as error:
+        raise ValueError(error.strerror or one_line(error)) from error
 
 
 def finite_number(value: object) -> float:
