@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A correction is found with its uncertainty; several answers are told as not knowing."""
+"""A correction is found with its uncertainty; several equally good ones count as unknown."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from depth_node.simulation.walk import T_CAMERA_LIDAR
 
 @pytest.mark.slow
 def test_it_finds_its_way_from_five_degrees_and_ten_centimetres(short_walk: RenderedWalk) -> None:
-    """Thirteen frames are enough in a room with much furniture."""
+    """In a room with much furniture thirteen frames are enough."""
     found = calibrate_case(short_walk, 64, True, 1)
     assert found.angle_deg < 0.3 and found.distance_m < 0.03
     assert abs(found.error[6]) < 0.01

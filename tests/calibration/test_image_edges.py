@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Edges of images: where they are, that exposure does not count, how they spread."""
+"""Edges of images: their place, the independence of exposure, and how they are spread."""
 
 from __future__ import annotations
 

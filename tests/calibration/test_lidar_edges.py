@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Depth discontinuities: found where they are, whatever the points' order; floors are none."""
+"""Depth discontinuities: found in any order of the points; a floor has none."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from depth_node.simulation.renderer import LidarPattern
 
 
 def scan(ranges_of: object, lines: int = 16) -> np.ndarray:
-    """Points (N, 3) of a pattern whose ranges a function of the directions (N, 3) gives."""
+    """Return points (N, 3) of a scan pattern; a function of the directions gives the ranges."""
     rays = LidarPattern(lines, 300, horizontal_fov_deg=(-60, 60)).directions().astype(np.float64)
     reach = ranges_of(rays)  # type: ignore[operator]
     keep = np.isfinite(reach)

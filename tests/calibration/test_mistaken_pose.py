@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""mistaken_pose: what is wrong with a pose is named, and nothing is said of a right one."""
+"""mistaken_pose: the mistake in a pose is named, and a right pose gives no sentence."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ROUND = LidarPattern(16, 450, (-15.0, 15.0), (-180.0, 180.0), 0.01)
 
 @pytest.fixture(scope="module")
 def views() -> list[tuple[FrameInput, Prediction]]:
-    """Nine views of a room with a LiDAR that looks all around, and a perfect network."""
+    """Return nine views of a room with a LiDAR of 360 degrees, and exact predictions."""
     scene = Scene.random(3)
     found = []
     for number, pose in enumerate(walk_poses(scene, 3, 180)[::20]):
@@ -53,7 +53,7 @@ OPTICAL_FROM_BODY = np.array([[0.0, -1, 0, 0], [0, 0, -1, 0], [1, 0, 0, 0], [0, 
 
 
 def with_quaternion(order: list[int]) -> np.ndarray:
-    """The pose whose quaternion has the numbers of the right one in this order."""
+    """Return the pose whose quaternion has the components of the right one in this order."""
     T = T_CAMERA_LIDAR.copy()
     numbers = Rotation.from_matrix(T[:3, :3]).as_quat()
     T[:3, :3] = Rotation.from_quat(numbers[order]).as_matrix()

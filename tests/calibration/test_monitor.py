@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The monitor tells right extrinsics from wrong ones, and when it cannot tell."""
+"""The monitor distinguishes right extrinsics from wrong ones, and says when it cannot."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from depth_node.simulation.walk import T_CAMERA_LIDAR
 
 
 def fed(frames: list[FrameInput], times: int = 1) -> ExtrinsicsWatch:
-    """A watch that walks so often along the frames: short walks go far."""
+    """Return a watch that has seen the frames several times, to fill its window."""
     watch = ExtrinsicsWatch()
     for number in list(range(len(frames))) * times:
         before, after = frames[max(number - 1, 0)], frames[min(number + 1, len(frames) - 1)]
@@ -152,7 +152,7 @@ def test_faults_are_named_within_ten_seconds(cache: Path) -> None:
 
 @pytest.mark.slow
 def test_calibrate_on_a_held_out_walk(cache: Path) -> None:
-    """Near the truth, or it says which axes the walk leaves open."""
+    """The result is near the truth, or the axes that the walk leaves undetermined are named."""
     walk = room_sequence(SEEDS[0], FRAMES, cache)
     few, many = (calibrate_case(walk, lines, False, SEEDS[0]) for lines in LINES)
     assert few.good or few.estimate.unknown
@@ -161,14 +161,14 @@ def test_calibrate_on_a_held_out_walk(cache: Path) -> None:
 
 @pytest.mark.slow
 def test_it_costs_little(cache: Path) -> None:
-    """3 % of a core at 10 Hz are 3 ms a frame; twice that on a machine that is shared."""
+    """3 % of a core at 10 Hz are 3 ms per frame; twice that is allowed on a shared machine."""
     assert monitor_ms(room_sequence(SEEDS[0], FRAMES, cache), 64, "right") < 6
 
 
 def test_a_lidar_that_is_knocked_is_noticed_before_the_window_is_full_again(
     short_walk: RenderedWalk,
 ) -> None:
-    """Its stated pose stays, so only the images tell: the frames of before are forgotten."""
+    """The stated pose does not change, so only the images show it; older frames are forgotten."""
     T = T_CAMERA_LIDAR
     turned = correction_matrix(np.deg2rad([0, 2.0, 0, 0, 0, 0]))
     frames = short_walk.frames(64)
@@ -193,7 +193,7 @@ def test_a_lidar_that_is_knocked_is_noticed_before_the_window_is_full_again(
 def test_a_camera_that_stands_still_is_not_sure_of_one_view(
     short_walk: RenderedWalk, lines: int
 ) -> None:
-    """One view seen often is one view: its accidents would pass for a wrong pose."""
+    """The same view again is no new evidence: chance alignments would look like a wrong pose."""
     rng = np.random.default_rng(0)
     for frame in short_walk.frames(lines)[::6]:
         standing = []

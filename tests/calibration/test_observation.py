@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A frame's score of a pose: highest at the truth; motion from poses and from images."""
+"""The score of a pose by a frame is highest at the truth; motion from poses and from images."""
 
 from __future__ import annotations
 

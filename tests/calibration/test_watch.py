@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Frames are chosen by their stamps, each LiDAR is judged by itself, and the node is not slowed."""
+"""Frames are chosen by their stamps, LiDARs are judged separately, and the node is not delayed."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_time_that_jumps_back_and_frames_without_stamps(
 
 
 def two_lidars(walk: RenderedWalk) -> list[FrameInput]:
-    """Each frame with a LiDAR where it is said to be and one that is turned by a degree."""
+    """Return frames with one LiDAR at its stated pose and one that is turned by a degree."""
     frames = []
     for right, turned in zip(walk.frames(64), faulty_frames(walk, 64, "yaw"), strict=True):
         assert right.points is not None and turned.T_camera_lidar is not None
@@ -94,7 +94,7 @@ def test_each_lidar_is_judged_by_itself(short_walk: RenderedWalk) -> None:
 
 
 def test_what_is_measured_later_is_moved_to_the_image(short_walk: RenderedWalk) -> None:
-    """50 ms that are known are no offset in time; 50 ms that nobody knows are one."""
+    """50 ms given by the stamps are no time offset; 50 ms that the stamps do not contain are."""
     late = short_walk.frames(64, late=True)
     for lag_s, expected in ((0.05, 0.0), (0.0, 0.05)):
         frames = []
@@ -184,7 +184,7 @@ def test_no_step_begins_while_a_frame_is_at_work(
 
 @pytest.mark.slow
 def test_it_spends_its_share_and_no_more(short_walk: RenderedWalk) -> None:
-    """Of the CPU time of this process, which is spent by nothing but this test."""
+    """The share is of this process's CPU time, which only this test uses."""
     share = 0.05
     frames = [dataclasses.replace(f, stamp_ns=None) for f in short_walk.frames(64)]
     background = BackgroundWatch(share)
@@ -224,7 +224,7 @@ def test_a_frame_that_raises_is_told_and_the_next_one_is_judged(short_walk: Rend
 def test_watches_of_one_process_look_in_turn(
     short_walk: RenderedWalk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So that cameras of one process need the memory of one look; who is closed waits no more."""
+    """So several cameras need the memory of one frame only; a closed watch does not wait."""
     looking: list[int] = []
     most: list[int] = []
 

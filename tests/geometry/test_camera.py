@@ -49,7 +49,7 @@ def test_rays_are_the_inverse_of_project(name: str) -> None:
     assert known.mean() > 0.95
     rows, cols = np.nonzero(known)
     pixels = camera.project(3.0 * rays[known])
-    # float32 rays: a fisheye's outermost are long, and rounding there moves a pixel by a hundredth
+    # Rays are float32: the outermost of a fisheye are long, and rounding moves a pixel by 0.01.
     np.testing.assert_allclose(pixels, np.column_stack((cols, rows)), atol=2e-2)
     near_axis = np.hypot(rays[known][:, 0], rays[known][:, 1]) < 1
     error = np.abs(pixels - np.column_stack((cols, rows)))[near_axis]
@@ -70,7 +70,7 @@ def test_distorted_point_beyond_the_monotonic_range_is_not_folded_into_the_pictu
     folded, _ = cv2.projectPoints(
         beyond, np.zeros(3), np.zeros(3), camera.matrix, np.array(camera.distortion)
     )
-    assert 0 <= folded[0, 0, 0] < camera.width  # what a plain formula makes of it
+    assert 0 <= folded[0, 0, 0] < camera.width  # by the bare formula
     assert np.isfinite(camera.project(inside)).all()
     assert np.isnan(camera.project(beyond)).all()
     sparse = project_points(beyond, np.eye(4), camera)

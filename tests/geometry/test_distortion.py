@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every distortion model of OpenCV: a ray is right, or it is NaN where the model has no inverse."""
+"""Every distortion model of OpenCV: a ray is right, or NaN where the model has no inverse."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NO_TURN = np.zeros(3)
 
 
 def some_now(count: int) -> list[Any]:
-    """Seeds, the second half of them for the whole suite alone."""
+    """Return seeds; the second half of them is used only by the whole suite."""
     return [
         pytest.param(seed, marks=[pytest.mark.slow] if seed >= count // 2 else [])
         for seed in range(count)
@@ -43,7 +43,7 @@ def opencv_pixels(camera: Camera, rays: np.ndarray) -> np.ndarray:
 
 
 def errors_px(camera: Camera) -> np.ndarray:
-    """(H, W) how far OpenCV's formula takes each ray from its pixel; NaN where there is no ray."""
+    """Return how far from its pixel OpenCV's formula maps each ray (H, W); NaN without a ray."""
     rays = camera.rays()
     known = np.isfinite(rays).all(-1)
     assert np.array_equal(known, np.isfinite(rays).any(-1)), "a ray is there or it is not"
@@ -56,7 +56,7 @@ def errors_px(camera: Camera) -> np.ndarray:
 
 
 def invertible(camera: Camera) -> np.ndarray:
-    """(H, W) where OpenCV's own iteration inverts the model to less than 0.1 px."""
+    """Return (H, W) where OpenCV's own iteration inverts the model to less than 0.1 px."""
     rows, cols = np.mgrid[: camera.height, : camera.width]
     pixels = np.column_stack((cols.ravel(), rows.ravel())).astype(np.float64)
     rays = np.column_stack((undistorted(camera, pixels, 200), np.ones(len(pixels))))
@@ -104,7 +104,7 @@ def test_a_pole_that_nearly_cancels_does_not_end_the_image() -> None:
 
 @pytest.mark.parametrize("seed", some_now(24))
 def test_a_pole_that_wanders_through_the_image(seed: int) -> None:
-    """Changed by 1e-7 and more: rays are right or NaN, and NaN at most on a thin ring."""
+    """Coefficients changed by 1e-7 and more: rays are right or NaN, and NaN only on a thin ring."""
     rng = np.random.default_rng(seed)
     change = 10.0 ** rng.uniform(-8, -3.3)
     camera = oak_d(tuple(np.array(OAK_D) * (1 + change * rng.standard_normal(8))))
@@ -119,14 +119,14 @@ def test_a_pole_of_any_strength_anywhere(position: float, strength: float) -> No
     """(1 - 0.2 s) (1 - s / s_p + strength) over (1 - s / s_p): rays right, NaN only at the pole."""
     k = 1 / position**2
     up = np.polymul([-0.2, 1], [-k, 1 + strength])[::-1] / (1 + strength)
-    # It is alike in all directions: a quarter of the image.
+    # The model is the same in all directions: a quarter of the image is enough.
     camera = Camera(126, 126, 196.5, 196.5, 0.1, 0.2, "plumb_bob",
                     (up[1], up[2], 0, 0, 0, -k, 0, 0))  # fmt: skip
     errors = errors_px(camera)
     if np.isfinite(errors).any():
         assert np.nanmax(errors) < 0.1
     if abs(strength) <= 1e-5:
-        # Where no direction fits: within a ring at the pole.
+        # No direction has a solution within a ring at the pole.
         rows, cols = np.mgrid[:126, :126]
         r_d = np.hypot((cols - camera.cx) / camera.fx, (rows - camera.cy) / camera.fy)
         ring = np.abs(r_d - position * (1 - 0.2 * position**2)) < 0.02
@@ -138,7 +138,7 @@ def test_a_pole_of_any_strength_anywhere(position: float, strength: float) -> No
 def test_a_weak_pole_is_an_artefact_and_a_strong_one_ends_the_image(
     displacement: float, seen: bool
 ) -> None:
-    """displacement: of directions at the pole, in units of tan(angle)."""
+    """displacement: how far the pole moves directions, in units of tan(angle)."""
     s_pole = 0.49
     strength = 2 * displacement**2 / (s_pole * (1 - 0.2 * s_pole))
     k = 1 / s_pole
@@ -160,7 +160,7 @@ def test_nothing_is_seen_at_a_right_angle_to_the_axis() -> None:
     assert not known[:21].any() and not known[140:].any()
 
 
-RANGES = {  # what calibrations of real lenses look like, and beyond
+RANGES = {  # coefficients of real lenses, and beyond
     4: (0.3, 0.15, 3e-3, 3e-3),
     5: (0.3, 0.15, 3e-3, 3e-3, 0.05),
     8: (2.0, 1.0, 2e-3, 2e-3, 0.3, 2.0, 1.0, 0.3),
@@ -186,9 +186,9 @@ def test_random_coefficients(count: int, wildness: float, seed: int) -> None:
         truth = followed(camera, pixels)
         there = np.isfinite(truth[:, 0])
         apart = np.hypot(*(rays[rows, cols][chosen, :2] - truth)[there].T) * camera.fx
-        # A pole of the rational model that nearly cancels is crossed: no way leads along there.
+        # A pole that nearly cancels lies in between: the solution cannot be followed across it.
         assert (apart > 0.1).mean() <= (0.1 if count == 8 else 0.0) if there.any() else True
-    if wildness < 1 and count != 8:  # 8: poles across the way
+    if wildness < 1 and count != 8:  # 8: poles lie in between
         pixels = rng.uniform((0, 0), (159, 119), (60, 2)).round()
         truth = followed(camera, pixels)
         reached = np.isfinite(truth[:, 0])

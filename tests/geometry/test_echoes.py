@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One distance in a cone: the network says where in it; nothing comes from beyond the image."""
+"""One distance in a cone: the network shows where; echoes from outside the image are ignored."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_a_single_pixel_that_is_wrong_does_not_take_the_echo() -> None:
 
 
 def test_a_cone_that_leaves_the_image_says_nothing() -> None:
-    """What it hears may be of something that the camera does not see."""
+    """Its echo may come from something that the camera does not see."""
     flat = np.ones((120, 160), np.float32)
 
     def used(angle: float, T: np.ndarray, values: np.ndarray) -> int:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The shift of a point map: exact where the map is, and little moved by noise and holes."""
+"""The shift of a point map: exact for an exact map, and changed little by noise and holes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def pixel_rays() -> tuple[np.ndarray, np.ndarray]:
 
 
 def point_map(shift: float, low: float = 1.0, high: float = 30.0) -> np.ndarray:
-    """Points (H, W, 3) whose z lacks the shift."""
+    """Return points (H, W, 3) with the shift missing in z."""
     ray_x, ray_y = pixel_rays()
     depth = np.random.default_rng(0).uniform(low, high, (HEIGHT, WIDTH))
     return np.stack([ray_x * depth, ray_y * depth, depth - shift], axis=2)

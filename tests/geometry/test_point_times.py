@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""point_times: what the numbers of drivers' time fields mean, and what is refused."""
+"""point_times: how the numbers of drivers' time fields are read, and which are refused."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_points_without_a_time_do_not_hide_that_the_others_are_absolute() -> Non
 
 @pytest.mark.parametrize(("time_s", "held"), [(10_000, True), (20_000, False)])
 def test_float32_must_tell_milliseconds_apart(time_s: int, held: bool) -> None:
-    """Of a simulation after three and after six hours: they are 1 and 2 ms apart."""
+    """In a simulation float32 times are 1 ms apart after three hours and 2 ms after six."""
     values = (time_s + TURN_S).astype("f4")
     if held:
         offset = seconds_from_stamp(values, "timestamp", time_s * 10**9)
@@ -95,7 +95,7 @@ def test_float32_must_tell_milliseconds_apart(time_s: int, held: bool) -> None:
 
 @pytest.mark.parametrize(("pieces", "read"), [(400, True), (600, False)])
 def test_the_last_piece_of_a_turn_has_a_spread(pieces: int, read: bool) -> None:
-    """What changes by less than a five-hundredth is another number, or a time that stands still."""
+    """A field that changes by less than 1/500 is not a time, or a time that stands still."""
     values = np.linspace(0.1 * (1 - 1 / pieces), 0.1, 90, dtype="f4")
     if read:
         np.testing.assert_allclose(seconds_from_stamp(values, "time", STAMP_NS), values, rtol=1e-6)
@@ -118,7 +118,7 @@ def test_the_last_piece_of_a_turn_has_a_spread(pieces: int, read: bool) -> None:
 def test_a_scan_that_is_too_short_for_its_unit_is_no_scan(
     kind: str, last: float, unit_s: float
 ) -> None:
-    """Integers of nanoseconds from 1 ms on, of larger units from 20 ms on, others from 5 ms on."""
+    """Shortest scans: integers in nanoseconds 1 ms, in larger units 20 ms, other numbers 5 ms."""
     values = np.linspace(0, last, 31).astype(kind)
     if unit_s:
         offset = seconds_from_stamp(values, "time", STAMP_NS)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rigid transforms: against Rodrigues, and what is no rotation."""
+"""Rigid transforms: compared with Rodrigues; matrices that are no rotations are refused."""
 
 from __future__ import annotations
 

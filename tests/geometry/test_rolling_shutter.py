@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""rolling_shutter: points of a moving LiDAR at the time of the row that sees them."""
+"""rolling_shutter: points of a moving LiDAR, at the time of the image row that sees them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ AXES = {"yaw": (0, 1.0, 0), "pitch": (1.0, 0, 0), "roll": (0, 0, 1.0), "all": (0
 
 
 def since(turn_rad_s: tuple[float, ...], speed_m_s: float) -> Callable[[int], np.ndarray]:
-    """T_now_then of a camera that turns and drives along its axis."""
+    """Return T_now_then of a camera that turns and drives along its axis."""
 
     def pose(then_ns: int) -> np.ndarray:
         time_s = (then_ns - STAMP_NS) * 1e-9
@@ -36,7 +36,7 @@ def since(turn_rad_s: tuple[float, ...], speed_m_s: float) -> Callable[[int], np
 @pytest.mark.parametrize("camera", [CAMERA, WIDE], ids=["pinhole", "fisheye"])
 @pytest.mark.parametrize("axis", AXES)
 def test_each_point_lands_where_its_row_sees_it(axis: str, camera: Camera) -> None:
-    """Points made from the answer: a pixel's ray and depth at its row's time."""
+    """The points are constructed from the expected pixels: ray and depth at the row's time."""
     rng = np.random.default_rng(1)
     rows, cols = rng.integers(5, 475, 3000), rng.integers(5, 635, 3000)
     depth = rng.uniform(1.5, 50.0, 3000)

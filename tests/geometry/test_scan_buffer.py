@@ -19,7 +19,7 @@ def cloud(value: float, n: int = 2) -> np.ndarray:
 
 
 def values(buffer: ScanBuffer, stamp_ns: int, key: str = "points") -> list[float]:
-    """The clouds' values of all points of a source for an image, of the nearest scan first."""
+    """Return the values of all points of a source for an image, the nearest scan first."""
     scans = buffer.nearest(stamp_ns, key, None)
     return [float(value) for scan in scans for value in scan.points[:, 0]]
 
@@ -79,9 +79,9 @@ def test_scan_slightly_out_of_order_or_repeated() -> None:
     buffer.add(START + SECOND // 10, cloud(1))
     buffer.add(START, cloud(2))
     assert values(buffer, START) == [2, 2, 1, 1]
-    buffer.add(START, cloud(2))  # the same scan again: not doubled
+    buffer.add(START, cloud(2))  # the same scan again is not added
     assert values(buffer, START) == [2, 2, 1, 1]
-    buffer.add(START, cloud(5))  # another LiDAR of the same topic, frame and stamp
+    buffer.add(START, cloud(5))  # another LiDAR with the same topic, frame and stamp
     assert values(buffer, START) == [2, 2, 5, 5, 1, 1]
     buffer.clear()
     assert buffer.newest_stamp_ns() is None
@@ -96,7 +96,7 @@ def test_a_source_that_is_ahead_silences_no_other() -> None:
 
 
 def segment(index: int, of: int, shift: float = 0.0) -> np.ndarray:
-    """A part of a turn of 16 layers, as a LiDAR sends it that does not wait for the whole turn."""
+    """Return a part of a turn of 16 layers, as sent by a LiDAR that does not wait for its end."""
     azimuth = np.radians(np.arange(360 // of) + index * (360 // of) + shift)
     elevation = np.radians(np.linspace(-15, 15, 16))
     azimuth, elevation = (a.ravel() for a in np.meshgrid(azimuth, elevation))
@@ -147,7 +147,7 @@ def test_memory_is_bounded_in_bytes_and_in_parts(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize(("count", "held"), [(2, 2), (3, 2), (9, 2)])
 def test_a_quarter_of_a_gigabyte_is_held_at_most(count: int, held: int) -> None:
-    """Scans of 96 MB: two are held, not three. They are one point, seen eight million times."""
+    """Of scans of 96 MB two are kept, not three. They consist of one point, repeated 8e6 times."""
     buffer = ScanBuffer(10.0)
     for i in range(count):
         scan = np.broadcast_to(np.full((1, 3), i, np.float32), (8_000_000, 3))
@@ -164,7 +164,7 @@ def test_buffer_filled_and_collected_by_two_threads() -> None:
         try:
             for i in range(500):
                 buffer.add(START + i * SECOND // 100, cloud(i), key)
-        except BaseException as error:  # reported to the test's own thread
+        except BaseException as error:  # raised again in the test's own thread
             errors.append(error)
 
     threads = [threading.Thread(target=fill, args=(key,)) for key in ("a", "b")]

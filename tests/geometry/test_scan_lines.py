@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The lines of a scan: told by gaps in the angle, and by height where there is none."""
+"""The lines of a scan: separated by gaps in the angle, and by height where there is no gap."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from depth_node.geometry.scan_lines import elevation_deg, rows_by_angle
 
 @pytest.mark.parametrize(("gap_deg", "lines"), [(0.02, 1), (0.04, 2)])
 def test_a_gap_of_three_hundredths_of_a_degree_parts_two_lines(gap_deg: float, lines: int) -> None:
-    """What a LiDAR's own points scatter does not; the lines of the finest LiDARs do."""
+    """The scatter of one line's points is no gap; the lines of the finest LiDARs have gaps."""
     angles = np.repeat([5.0, 5.0 + gap_deg], 20)
     order = np.random.default_rng(0).permutation(len(angles))
     row = np.empty(len(angles), np.int64)

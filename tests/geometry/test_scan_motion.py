@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""scan_motion: points of a moving LiDAR as they are seen at the time of an image."""
+"""scan_motion: points of a moving LiDAR, moved to the time of an image."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def since(now_ns: int, **motion: float) -> Callable[[int], np.ndarray]:
 def measured(
     count: int = 4000, ends_s: tuple[float, float] = (-0.02, 0.1), **motion: float
 ) -> tuple[np.ndarray, Scan]:
-    """World points (N, 3) and a scan of them, each taken where the LiDAR was at its time."""
+    """Return world points (N, 3) and a scan of them, each measured from the LiDAR's place then."""
     rng = np.random.default_rng(1)
     offset_s = rng.uniform(*ends_s, count).astype(np.float32)
     world = rng.uniform(-50, 50, (count, 3)) + world_camera(SCAN_NS, **motion)[:3, 3]
@@ -46,7 +46,7 @@ def measured(
 
 
 def test_each_point_is_where_it_was_measured() -> None:
-    """At 10 m/s and 1 rad/s; a scan as one is half a metre off."""
+    """At 10 m/s and 1 rad/s; a scan moved as a whole would be half a metre off."""
     world, scan = measured()
     want = transform(invert_rigid(world_camera(IMAGE_NS)), world)
     points, T = moved_scan(scan, T_CAMERA_LIDAR, since(IMAGE_NS))
@@ -58,7 +58,7 @@ def test_each_point_is_where_it_was_measured() -> None:
 
 @pytest.mark.parametrize("ends_s", [(-0.02, 0.1), (0.0, 0.5)])
 def test_points_a_tenth_of_a_millisecond_apart_move_apart(ends_s: tuple[float, float]) -> None:
-    """At 10 m/s the rounding of times is half a millimetre, in a scan of half a second too."""
+    """At 10 m/s the rounding of times is half a millimetre, even in a scan of half a second."""
     motion = {"turn_rad_s": 0.0, "speed_m_s": 10.0}
     world, scan = measured(ends_s=ends_s, **motion)
     want = transform(invert_rigid(world_camera(IMAGE_NS, **motion)), world)
@@ -68,7 +68,7 @@ def test_points_a_tenth_of_a_millisecond_apart_move_apart(ends_s: tuple[float, f
 
 
 def test_a_pose_is_asked_for_every_hundredth_of_a_second() -> None:
-    """Each is a look-up in TF: more often costs, more rarely is less exact."""
+    """Each pose is a look-up in TF: more of them cost time, fewer are less exact."""
     _, scan = measured(100, ends_s=(0.0, 0.1))
     asked: list[int] = []
 

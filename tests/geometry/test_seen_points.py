@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scans of several sensors, as one image sees them."""
+"""Scans of several sensors, moved to the time of one image."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CAMERA = Camera(64, 48, 50.0, 50.0, 31.5, 23.5)
 
 
 def since(then_ns: int) -> NDArray[np.float64]:
-    """A camera that drives to the right: what stood still comes from the right."""
+    """T_now_then of a camera that drives to the right: fixed points were farther right before."""
     T_now_then = np.eye(4)
     T_now_then[0, 3] = -SPEED_M_S * (STAMP_NS - then_ns) * 1e-9
     return T_now_then
@@ -38,7 +38,7 @@ def add(seen: SeenPoints, one: Scan, kind: SensorKind = SensorKind.LIDAR, **more
 def test_scans_are_joined_where_the_image_sees_them(count: int) -> None:
     seen = SeenPoints(Exposure(STAMP_NS, since))
     for k in range(count):
-        add(seen, scan(age_s=0.1 * k, x=0.2 * k))  # one place that is seen three times
+        add(seen, scan(age_s=0.1 * k, x=0.2 * k))  # one place, seen three times
     points, T, age_s, noise_m = seen.joined()
     assert bool(seen) == (count > 0)
     assert len(points) == len(age_s) == len(noise_m) == 3 * count

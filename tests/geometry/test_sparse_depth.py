@@ -195,7 +195,7 @@ def test_points_that_the_camera_cannot_see_are_dropped_and_the_others_stay() -> 
     points, visible = scan_of_room(pose)
     every = project_points(points, pose, PINHOLE, EVERY_POINT)
     seen = project_points(points, pose, PINHOLE)
-    # Which of the points are hidden, told by their pixel: the camera sees the box there.
+    # A point is hidden if the camera sees the box at its pixel.
     hidden_world = transform(pose, points[~visible])
     behind_box = project_points(hidden_world, np.eye(4), PINHOLE, EVERY_POINT)
     assert len(behind_box) > 100
@@ -217,7 +217,7 @@ def test_nothing_is_hidden_from_a_camera_at_the_lidar() -> None:
 
 
 def test_a_floor_up_to_the_horizon_stays() -> None:
-    """It has ever nearer points below every point, but none above."""
+    """Below each of its points there are nearer ones, above it none."""
     rng = np.random.default_rng(0)
     z = 1.0 / rng.uniform(1 / 80, 1 / 1.5, 8000)
     points = np.column_stack((rng.uniform(-0.6, 0.6, 8000) * z, np.full(8000, 1.4), z))
@@ -227,7 +227,7 @@ def test_a_floor_up_to_the_horizon_stays() -> None:
 
 
 def test_occlusion_at_the_picture_border() -> None:
-    """Windows that reach out of the image on every side."""
+    """The windows reach beyond the image on every side."""
     camera = Camera(20, 20, 10.0, 10.0, 9.5, 9.5)
     depth = np.full((20, 20), np.nan, np.float32)
     depth[::2, ::2] = 1.0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""thinning: bounded, even, and only of what is known."""
+"""thinning: bounded in number, evenly spread, and only known pixels."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_never_more_than_asked_for_and_each_once(shape: tuple[int, int], share: 
 
 
 def test_a_pattern_keeps_every_part_of_the_image() -> None:
-    """Known pixels in every eighth column, beside the places that a plain stride would look at."""
+    """The known pixels are in every eighth column, beside those that a plain stride would take."""
     known = np.zeros((480, 640), bool)
     known[:, 3::8] = True
     rows, cols = spread_pixels(known, 1000)

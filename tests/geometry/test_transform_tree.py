@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recorded transforms: chains, times between, and what is not known."""
+"""Recorded transforms: chains, interpolation over time, and errors for unknown ones."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def moved(x: float, y: float = 0.0, z: float = 0.0, yaw: float = 0.0) -> np.ndar
 
 @pytest.fixture
 def robot() -> TransformTree:
-    """A base that drives and turns in odom; camera and LiDAR bolted to it."""
+    """Return a base that drives and turns in odom, with camera and LiDAR fixed to it."""
     tree = TransformTree(tolerance_s=0.1)
     tree.add("base", "camera", moved(0.2, z=0.5))
     tree.add("/base", "/lidar", moved(0.0, z=0.8, yaw=0.3))
     tree.add("odom", "base", moved(3.0, 1.0, yaw=np.pi / 2), 2 * SECOND)
-    tree.add("odom", "base", moved(1.0), SECOND)  # late on its way
+    tree.add("odom", "base", moved(1.0), SECOND)  # arrives late
     return tree
 
 

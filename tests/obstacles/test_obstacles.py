@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What stands on the ground, of exact and of fitted depth."""
+"""Obstacles on the ground, found in exact and in fitted depth."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def scene(
     T_base_camera: NDArray[np.float64] = T_BASE_CAMERA,
     wall_m: float = 20.0,
 ) -> F32:
-    """(240, 320) m: a floor, a wall far ahead, a flat front of a box: x, y, width, height."""
+    """Return depth (240, 320), m: a floor, a far wall, a box's front (x, y, width, height)."""
     rays = CAMERA.rays() @ T_base_camera[:3, :3].T
     start = T_base_camera[:3, 3]
     with np.errstate(divide="ignore"):
@@ -88,12 +88,12 @@ def test_a_floor_whose_depth_is_a_few_percent_wrong_is_no_obstacle() -> None:
 
 
 def test_far_away_a_low_thing_takes_the_lidar() -> None:
-    """Between rows of points that lie far apart on the floor a network may heave it."""
+    """Between rows of points that are far apart a network may lift the floor."""
     assert len(find(scene((6.0, 0.0, 0.6, 0.12))).points) == 0
     assert len(find(scene((6.0, 0.0, 0.6, 0.6))).points) > 50
     rows, cols = np.full(4, 74), np.arange(158, 162)
     rays = CAMERA.rays()[rows, cols] @ T_BASE_CAMERA[:3, :3].T
-    depth = (0.1 - HEIGHT_M) / rays[:, 2]  # so high is what they hit
+    depth = (0.1 - HEIGHT_M) / rays[:, 2]  # they hit something 0.1 m high
     measured = SparseDepth.from_arrays(rows, cols, depth)
     assert len(find(scene(), ObstacleConfig(max_range_m=20.0), measured=measured).points) == 4
 
@@ -146,7 +146,7 @@ def test_measured_points_count_where_the_depth_map_sees_nothing() -> None:
 
 
 def rows_of_points(noise_m: float, thing: float = 0.0, rows_deg: float = 2.0) -> SparseDepth:
-    """A LiDAR at the camera that sees the floor, and at 2.9 to 3.1 m before it a thing so high."""
+    """Return points of a LiDAR at the camera: the floor, and an object of a height at 3 m."""
     rng = np.random.default_rng(3)
     azimuth, down = np.meshgrid(np.linspace(-30, 30, 400), np.arange(5.0, 30.0, rows_deg))
     azimuth, down = np.deg2rad(azimuth.ravel()), np.deg2rad(down.ravel())
@@ -168,7 +168,7 @@ def rows_of_points(noise_m: float, thing: float = 0.0, rows_deg: float = 2.0) ->
 
 @pytest.mark.parametrize("noise_m", [0.0, 0.01, 0.03, 0.05])
 def test_the_noise_of_a_lidar_is_no_obstacle(noise_m: float) -> None:
-    """Five centimetres along a steep ray lift a point by three."""
+    """Noise of five centimetres along a steep ray raises a point by three."""
     assert len(find(scene(), measured=rows_of_points(noise_m)).points) == 0
 
 
@@ -182,7 +182,7 @@ def test_the_one_row_that_meets_a_low_thing_tells_of_it() -> None:
 
 
 def test_drops_of_rain_are_none_and_a_post_in_the_rain_is_one() -> None:
-    """Near the LiDAR many of its rays pass through a cube, and some drops are in each."""
+    """Near the LiDAR many rays pass through a cube, and each cube contains some drops."""
     rng = np.random.default_rng(5)
     for thing, marked in ((0.0, False), (0.3, True)):
         dry = rows_of_points(0.01, thing, rows_deg=0.5)
@@ -194,7 +194,7 @@ def test_drops_of_rain_are_none_and_a_post_in_the_rain_is_one() -> None:
 
 
 def test_points_on_the_ground_tell_it_where_the_depth_map_is_heaved() -> None:
-    """Its floor rises by 1.2 cm in a metre, which would swallow the row of points on the thing."""
+    """The map's floor rises by 1.2 cm per metre, which would hide the points on the object."""
     heaved = scene(T_base_camera=camera_above_ground(HEIGHT_M, PITCH_DEG + 0.7))
     found = find(heaved, measured=rows_of_points(0.01, thing=0.1))
     assert len(found.points) >= 3
@@ -202,7 +202,7 @@ def test_points_on_the_ground_tell_it_where_the_depth_map_is_heaved() -> None:
 
 
 def drop_scene(edge_m: float, drop_m: float) -> F32:
-    """(240, 320) m: a floor that ends at a distance, a lower one behind it, a wall at 20 m."""
+    """Return depth (240, 320), m: a floor up to a distance, a lower one behind, a wall at 20 m."""
     upper, lower = scene(), scene(T_base_camera=camera_above_ground(HEIGHT_M + drop_m, PITCH_DEG))
     rays = CAMERA.rays() @ T_BASE_CAMERA[:3, :3].T
     beyond = (upper * rays[..., 0] > edge_m) & (rays[..., 2] < 0)
@@ -271,7 +271,7 @@ def test_measured_points_tell_a_drop_that_the_depth_map_has_not() -> None:
 def rising(
     profile_m: list[tuple[float, float]], box: tuple[float, float, float] | None = None
 ) -> tuple[F32, SparseDepth]:
-    """Depth (240, 320) m and a LiDAR's points on a floor whose height is known by its distance.
+    """Return depth (240, 320), m, and LiDAR points on a floor with a height profile.
 
     profile_m: distance, height; straight between. box: distance, width, height above the floor.
     """
@@ -321,7 +321,7 @@ def test_a_step_is_no_slope_however_a_network_smears_it(smeared_m: float) -> Non
 
 
 def test_the_robot_itself_is_no_obstacle() -> None:
-    """A bumper that camera and LiDAR see."""
+    """Camera and LiDAR see the robot's own bumper."""
     bumper = scene((0.9, 0.0, 0.6, 0.2))
     assert len(find(bumper).points) > 100
     config = ObstacleConfig(min_range_m=1.1)
@@ -336,7 +336,7 @@ def test_the_robot_itself_is_no_obstacle() -> None:
     [(0.0, 0.0, 0.0), (0.2, 0.0, 0.2), (0.35, 0.0, 0.35), (0.0, 0.3, 0.0), (-0.3, 0.0, np.nan)],
 )
 def test_a_base_frame_above_the_ground_shows(base_m: float, drop_m: float, below_m: float) -> None:
-    """base_link on the axle in place of base_footprint; stairs ahead are none of that."""
+    """base_link at the axle in place of base_footprint is detected; stairs ahead are not that."""
     frame = FloorWorld(100, lines=16, range_noise_m=0.02).frame(30, drop_m=drop_m)
     given, T_base_camera = frame.input, frame.T_base_camera.copy()
     T_base_camera[2, 3] -= base_m

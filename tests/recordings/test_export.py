@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Exported frames: read back, unknown stays unknown, nothing half written."""
+"""Exported frames: they can be read back, unknown stays unknown, none is half written."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A replay says of the LiDARs what the live node would have said, and from which frame on."""
+"""A replay reports the same findings on the LiDARs as the live node, and since which frame."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from depth_node.benchmarks.calibration import faulty_frames
 from depth_node.recordings.extrinsics_log import ExtrinsicsLog
 from tests.helpers.walks import furnished_room
 
-APART_NS = 400_000_000  # far enough that each frame is looked at
+APART_NS = 400_000_000  # far enough apart that each frame is used
 
 
 def test_changes_are_kept_with_their_frame() -> None:

@@ -31,7 +31,7 @@ HEIGHT, WIDTH = 24, 32
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A complete frame: red left half, depth of 1 m with holes, LiDAR, masks, one prediction."""
+    """Return a complete frame: left half red, depth 1 m with holes, LiDAR, masks, a prediction."""
     folder = tmp_path / "source" / "frame_1"
     folder.mkdir(parents=True)
     image = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
@@ -233,7 +233,7 @@ def test_a_missing_prediction_names_those_that_are_there(folder: Path) -> None:
 
 
 def png_of(width: int, height: int, depth: int = 8, kind: int = 2) -> bytes:
-    """A PNG that says it is so large, and is not."""
+    """Return a PNG whose header announces a size that it does not have."""
 
     def part(name: bytes, body: bytes) -> bytes:
         return (
@@ -380,7 +380,7 @@ def test_an_orientation_in_exif_does_not_turn_the_pixels(folder: Path, orientati
     want = read_frame(folder).image
     entry = struct.pack(">HHIHH", 0x0112, 3, 1, orientation, 0)
     exif = b"Exif\x00\x00MM\x00*\x00\x00\x00\x08\x00\x01" + entry + bytes(4)
-    # A thumbnail within it has an end of its own.
+    # A thumbnail inside it has its own end marker.
     exif += b"\xff\xd8\xff\xd9"
     part = b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif
     (folder / "rgb.jpg").write_bytes(whole[:2] + part + whole[2:])
@@ -419,7 +419,7 @@ def test_a_sentence_is_one_line_of_bounded_length() -> None:
 def test_frames_are_found_from_every_level(folder: Path) -> None:
     other = folder.parent.parent / "another" / "frame_0"
     other.mkdir(parents=True)
-    (other / "intrinsics.json").write_text("{}")  # broken, and found all the same
+    (other / "intrinsics.json").write_text("{}")  # incomplete, but found too
     assert find_frames(folder) == [folder]
     assert find_frames(folder.parent) == [folder]
     assert find_frames(folder.parent.parent) == [other, folder]
@@ -491,7 +491,7 @@ def test_the_real_frames_are_read(shared: Path) -> None:
 
 
 def test_a_planar_scan_hits_what_is_at_its_height(tmp_path: Path) -> None:
-    """A floor 1 m below the camera, and a wall in 4 m with a box before it."""
+    """Return a floor 1 m below the camera, and a wall at 4 m with a box in front of it."""
     rows, cols = np.mgrid[:60, :80]
     with np.errstate(divide="ignore"):
         floor = np.where(rows > 30, 60.0 / (rows - 30), np.inf)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Held-out LiDAR points: lines stay whole, what is used or hidden is never scored."""
+"""Held-out LiDAR points: lines stay complete; used and hidden points are never scored."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BEAMS_DEG = np.linspace(-16, 12, 15)
 
 
 def sweep(beams_deg: np.ndarray = BEAMS_DEG) -> np.ndarray:
-    """(N, 3) points of a spinning LiDAR in a room of 8 x 8 m; in an order that tells nothing."""
+    """Return points (N, 3) of a spinning LiDAR in a room of 8 x 8 m, in random order."""
     azimuth, elevation = np.meshgrid(np.deg2rad(np.arange(0, 360, 0.4)), np.deg2rad(beams_deg))
     ahead = np.stack(
         [np.cos(elevation) * np.cos(azimuth), np.cos(elevation) * np.sin(azimuth),
@@ -37,7 +37,7 @@ def frame(points: np.ndarray, T: np.ndarray = T_CAMERA_LIDAR) -> FrameInput:
 
 
 def beams_of(points: np.ndarray) -> set[int]:
-    """Indices of the beams that these points lie on."""
+    """Return the indices of the beams that these points lie on."""
     angles = elevation_deg(points)
     return set(np.abs(angles[:, None] - BEAMS_DEG).argmin(axis=1).tolist())
 
@@ -98,7 +98,7 @@ def test_more_points_than_there_are_leave_none_measured() -> None:
 
 @pytest.mark.parametrize("sampling", [Sampling(hold_out=0.5), Sampling(lines=2)])
 def test_what_a_used_point_hides_is_no_truth(sampling: Sampling) -> None:
-    """A plate half way to the wall, seen from the camera: points behind it are not scored."""
+    """A plate halfway between camera and wall: points behind it are not scored."""
     x, y = np.meshgrid(np.linspace(-1, 1, 81), np.linspace(-0.8, 0.8, 81))
     wall = np.stack([np.full(x.size, 4.0), x.ravel(), y.ravel()], axis=1)
     plate = np.stack([np.full(x.size, 2.0), 0.3 * x.ravel(), 0.3 * y.ravel()], axis=1)

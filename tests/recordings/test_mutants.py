@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Damaged frame folders: each mutant ends in a sentence or in the right answer."""
+"""Damaged frame folders: each mutant gives an error sentence or the right result."""
 
 from __future__ import annotations
 

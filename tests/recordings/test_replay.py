@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Replay: what is measured is never scored, rivals get the same input, the run folder is whole."""
+"""Replay: measured points are never scored, all methods get the same input, files are complete."""
 
 from __future__ import annotations
 
@@ -166,10 +166,10 @@ def test_run_folder_holds_everything(source: Path, pipeline: DepthPipeline, tmp_
     best_global = min(
         by_method["global_depth"]["abs_rel"], by_method["global_disparity"]["abs_rel"]
     )
-    # Wall and box have scales of their own, which only fits per region can follow.
+    # Wall and box have different scales, which only fits per region can represent.
     assert by_method["slf"]["abs_rel"] < 0.5 * best_global
     assert by_method["ssf"]["abs_rel"] < 0.5 * best_global
-    # The field needs no regions to do the same.
+    # The field does the same without regions.
     assert by_method["field"]["abs_rel"] < 0.5 * best_global
 
 
@@ -261,7 +261,7 @@ def write_bag(path: Path, frame: sources.ScoredFrame) -> Path:
 
 
 class Oracle:
-    """Stands where a network stands and says what the frame's stored prediction says."""
+    """Takes the place of a network and returns the frame's stored prediction."""
 
     def __init__(self) -> None:
         self.stage_ms: dict[str, float] = {}
