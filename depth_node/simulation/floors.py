@@ -109,7 +109,9 @@ class FloorWorld:
         T_world_lidar = T_world_camera @ T_CAMERA_LIDAR
         points = scene.lidar(T_world_lidar, self.lidar, self.seed + number)
         for earlier in range(number - 1, number - scans, -1):
-            T_world_then = _circle(earlier) @ self.T_base_camera @ T_CAMERA_LIDAR
+            T_world_then = _circle(earlier)
+            T_world_then[2, 3] = T_world_base[2, 3]
+            T_world_then = T_world_then @ self.T_base_camera @ T_CAMERA_LIDAR
             then = scene.lidar(T_world_then, self.lidar, self.seed + earlier)
             moved = transform(invert_rigid(T_world_lidar) @ T_world_then, then)
             points = np.concatenate([points, moved.astype(np.float32)])
