@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -36,13 +37,21 @@ def render_walk(
 ) -> None:
     """Render `count` views of a room as frame folders, unless the folder has them already.
 
-    size: (height, width) px. progress(label, total): context manager whose value is a function to
-    call after each step.
+    Further views that an earlier call has rendered into the folder are removed. size: (height,
+    width) px. progress(label, total): context manager whose value is a function to call after each
+    step.
     """
     note = folder / "rendered.json"
     request = {"seed": seed, "size": list(size), "count": count}
-    if note.is_file() and json.loads(note.read_text(encoding="utf-8")) == request:
+    before = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
+    if before == request:
         return
+    folder.mkdir(parents=True, exist_ok=True)
+    # Until all views are there, the note says that they are not those of any request.
+    most = max(count, before.get("count", 0))
+    note.write_text(json.dumps({"count": most, "complete": False}), encoding="utf-8")
+    for index in range(count, most):
+        shutil.rmtree(folder / _view_name(index), ignore_errors=True)
     # Spawn, because forking a process in which the thread of a progress bar runs may hang.
     context = multiprocessing.get_context("spawn")
     workers = min(os.cpu_count() or 1, 8, count)
@@ -59,6 +68,10 @@ def render_walk(
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     note.write_text(json.dumps(request), encoding="utf-8")
+
+
+def _view_name(index: int) -> str:
+    return f"view_{index:04d}"
 
 
 def _ignore_interrupts() -> None:
@@ -80,7 +93,7 @@ def _render_view(folder: Path, seed: int, size: tuple[int, int], index: int) -> 
     camera = Camera(width, height, focal, focal, (width - 1) / 2, (height - 1) / 2)
     view = scene.render(camera, path[index])
     points = scene.lidar(path[index] @ T_CAMERA_LIDAR, LIDAR, seed=index)
-    view_folder = folder / f"view_{index:04d}"
+    view_folder = folder / _view_name(index)
     view_folder.mkdir(parents=True, exist_ok=True)
     cv2.imwrite(str(view_folder / "rgb.png"), cv2.cvtColor(view.image, cv2.COLOR_RGB2BGR))
     np.savez(view_folder / "depth.npz", depth=view.depth)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -45,6 +46,75 @@ def test_rendered_views_are_frames_whose_lidar_agrees_with_the_depth(tmp_path: P
     stamps = [folder.stat().st_mtime_ns for folder in folders]
     walk.render_walk(tmp_path, 2, 10, (96, 128), silent)  # what is there already stays
     assert [folder.stat().st_mtime_ns for folder in folders] == stamps
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Views are folders that name their room, made in this process; the list names them too."""
+    views: list[str] = []
+
+    class Here:
+        def __init__(self, *_: object, **__: object) -> None:
+            pass
+
+        def __enter__(self) -> Here:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def submit(self, _: object, folder: Path, seed: int, size: object, index: int) -> Future:
+            done: Future = Future()
+            view = folder / f"view_{index:04d}"
+            view.mkdir(parents=True, exist_ok=True)
+            (view / "room").write_text(str(seed))
+            views.append(f"{seed}/{index}")
+            done.set_result(None)
+            return done
+
+        def shutdown(self, **_: object) -> None:
+            pass
+
+    monkeypatch.setattr(walk, "ProcessPoolExecutor", Here)
+    return views
+
+
+def rooms(folder: Path) -> dict[str, str]:
+    return {path.parent.name: path.read_text() for path in sorted(folder.glob("*/room"))}
+
+
+def test_a_folder_keeps_no_view_of_an_earlier_walk(tmp_path: Path, drawn: list[str]) -> None:
+    """All views of a folder are played: those of another room must not be among them."""
+    (tmp_path / "view_of_mine").mkdir()
+    walk.render_walk(tmp_path, 4, 10, (96, 128), silent)
+    walk.render_walk(tmp_path, 2, 11, (96, 128), silent)
+    assert rooms(tmp_path) == {"view_0000": "11", "view_0001": "11"}
+    assert (tmp_path / "view_of_mine").is_dir()
+    drawn.clear()
+    walk.render_walk(tmp_path, 2, 11, (96, 128), silent)
+    assert drawn == []
+
+
+def test_an_interrupted_walk_is_not_taken_for_the_one_before(
+    tmp_path: Path, drawn: list[str]
+) -> None:
+    @contextmanager
+    def interrupted(what: str, total: int) -> Iterator[Callable[[str], None]]:
+        def advance(word: str) -> None:
+            raise KeyboardInterrupt
+
+        yield advance
+
+    walk.render_walk(tmp_path, 2, 10, (96, 128), silent)
+    with pytest.raises(KeyboardInterrupt):
+        walk.render_walk(tmp_path, 3, 11, (96, 128), interrupted)
+    walk.render_walk(tmp_path, 2, 10, (96, 128), silent)
+    assert rooms(tmp_path) == {"view_0000": "10", "view_0001": "10"}
+
+
+def test_a_folder_that_does_not_exist_is_made(tmp_path: Path, drawn: list[str]) -> None:
+    walk.render_walk(tmp_path / "new" / "frames", 1, 10, (96, 128), silent)
+    assert rooms(tmp_path / "new" / "frames") == {"view_0000": "10"}
 
 
 def test_extrinsics_turn_lidar_axes_into_optical_ones() -> None:
