@@ -55,8 +55,8 @@ def run(
 ) -> Report:
     """Run all checks; call keep with the report after every part.
 
-    No part begins later than limit_s after the start; the report names the parts left out. Raises
-    EngineError if there is no GPU.
+    No part begins later than limit_s after the start; the report names the parts left out, and a
+    part that raises EngineError is a failure in it. Raises EngineError if there is no GPU.
     """
     from depth_node.engine import cuda
 
@@ -78,7 +78,11 @@ def run(
             report["left_out"].append(name)
             return None
         print(f"gpu-check: {name}, after {time.monotonic() - start:.0f} s", file=sys.stderr)
-        result = call()
+        result = None
+        try:
+            result = call()
+        except EngineError as error:
+            report["failures"].append(f"{name}: {error}")
         keep(report)
         return result
 
@@ -91,8 +95,11 @@ def run(
             "memory_mb": round(gpu.memory()[1] / 1e6),
         }
         report["bandwidth_gb_s"] = part("bandwidth", lambda: _bandwidth(gpu, repeats))
-        kernels = part("kernels", lambda: _kernels(cuda, gpu, report["bandwidth_gb_s"], repeats))
-        report["kernels"] = kernels or {}
+        if not report["failures"]:  # the minimum times of the kernels need the bandwidth
+            kernels = part(
+                "kernels", lambda: _kernels(cuda, gpu, report["bandwidth_gb_s"], repeats)
+            )
+            report["kernels"] = kernels or {}
     report["cycles"] = part("opening the device ten times", lambda: _cycles(cuda))
     for name, reason in backends().items():
         if reason:
@@ -290,21 +297,24 @@ def _engine(cuda: Any, name: str, model: str, manifest: str, repeats: int) -> Re
         return {"not run": str(error)}
     except EngineError as error:
         return {"failed": str(error)}
-    with engine:
-        opened_s = time.perf_counter() - start
-        rng = np.random.default_rng(0)
-        image = rng.integers(0, 256, (480, 640, 3), dtype=np.uint8)
+    opened_s = time.perf_counter() - start
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (480, 640, 3), dtype=np.uint8)
 
-        def once() -> None:
-            if isinstance(engine, ImageEngine):
-                engine.run_image(image)
-            else:
-                engine.run(to_tensor(image, engine.manifest.input))
+    def once() -> None:
+        if isinstance(engine, ImageEngine):
+            engine.run_image(image)
+        else:
+            engine.run(to_tensor(image, engine.manifest.input))
 
-        times = _times(once, repeats)
-        details = {key: str(value) for key, value in engine.details.items()}
-        with cuda.Gpu() as gpu:
-            used_mb = (before - gpu.memory()[0]) / 1e6
+    try:
+        with engine:
+            times = _times(once, repeats)
+            details = {key: str(value) for key, value in engine.details.items()}
+            with cuda.Gpu() as gpu:
+                used_mb = (before - gpu.memory()[0]) / 1e6
+    except EngineError as error:
+        return {"failed": str(error)}
     return {**details, "open_s": opened_s, "memory_mb": used_mb, **times}
 
 

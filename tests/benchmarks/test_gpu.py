@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from depth_node.benchmarks import gpu
-from depth_node.engine import gpu_kernels
+from depth_node.engine import EngineError, gpu_kernels
 
 pytest.importorskip("onnxruntime")
 from tests.helpers.gpu_on_cpu import Machine
@@ -82,3 +82,25 @@ def test_a_back_end_that_cannot_start_is_no_failure(
     facts = json.loads((tmp_path / "gpu_check.json").read_text())
     assert "cannot be used here" in facts["engines"]["onnxruntime-tensorrt"]["not run"]
     assert "onnxruntime-tensorrt" not in facts["pipelines"]
+
+
+def test_an_engine_that_fails_when_it_runs_is_a_failure_and_the_others_are_still_checked(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not "not run": status 2 says that nothing could be checked."""
+
+    def lost(*_: object) -> None:
+        raise EngineError("the GPU is lost: restart the machine")
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(gpu, "backends", lambda: {"tensorrt": "", "onnxruntime-cpu": ""})
+    monkeypatch.setattr(gpu, "_COPY_BYTES", 4_000_000)
+    monkeypatch.setattr(gpu, "_kernels", lost)
+    monkeypatch.setattr(gpu, "_times", lost)
+    assert gpu.main(["--repeats", "1", "--out", str(tmp_path)]) == 1
+    facts = json.loads((tmp_path / "gpu_check.json").read_text())
+    assert [text for text in facts["failures"] if text.startswith("kernels: the GPU is lost")]
+    assert [text for text in facts["failures"] if text.startswith("tensorrt: the GPU is lost")]
+    assert facts["engines"]["onnxruntime-cpu"] == {"failed": "the GPU is lost: restart the machine"}
+    assert "not run" in (tmp_path / "gpu_check.md").read_text()
+    assert machine.leaks == {}
