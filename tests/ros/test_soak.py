@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -42,3 +45,27 @@ def test_twenty_seconds_of_soak(tmp_path: Path) -> None:
         again.returncode == 0
         and again.stdout.strip() == done.stdout[done.stdout.index("| what") :].strip()
     )
+
+
+def test_a_long_run_of_restarts_alone_has_an_end() -> None:
+    """After its first quarter no fault of it is left to inject: the run goes on in peace."""
+    from tests.soak import RESTARTS, Soak
+
+    draws: list[list[str]] = []
+
+    def permutation(names: list[str]) -> list[str]:
+        assert len(draws) < 100, "the schedule looks for a fault for ever"
+        draws.append(names)
+        return names
+
+    late = object.__new__(Soak)
+    late.options = argparse.Namespace(faults=list(RESTARTS), minutes=20.0)
+    late.rng = SimpleNamespace(permutation=permutation)  # type: ignore[assignment]
+    late.start = time.monotonic() - 10 * 60
+    assert list(late._schedule()) == []
+    late.options.faults = [*RESTARTS, "hostile"]
+    schedule = late._schedule()
+    assert [next(schedule) for _ in range(3)] == ["hostile"] * 3
+    late.start = time.monotonic()
+    fresh = late._schedule()
+    assert {next(fresh) for _ in range(4)} == {*RESTARTS, "hostile"}
