@@ -47,10 +47,12 @@ FRAMES = 60
 class Errors:
     """Pooled relative and absolute errors of held-out points; NaN answers are only counted.
 
-    relative: sum of relative errors. squared_m2: sum of squared errors, m^2. bounded: answers with
-    a standard deviation; inside: those of them whose 95 % interval contains the truth.
+    frames: number of calls of add. relative: sum of relative errors. squared_m2: sum of squared
+    errors, m^2. bounded: answers with a standard deviation; inside: those of them whose 95 %
+    interval contains the truth.
     """
 
+    frames: int = 0
     pixels: int = 0
     answered: int = 0
     relative: float = 0.0
@@ -64,9 +66,10 @@ class Errors:
         std: NDArray[np.floating],
         truth: NDArray[np.floating],
     ) -> None:
-        """Add n points, (n,) m each: the answer, its standard deviation and the measured depth."""
+        """Add a frame's n points, (n,) m each: answer, standard deviation and measured depth."""
         error = np.abs(depth - truth)
         known, bounded = np.isfinite(error), np.isfinite(error) & np.isfinite(std)
+        self.frames += 1
         self.pixels += len(truth)
         self.answered += int(known.sum())
         self.relative += float((error[known] / truth[known]).sum())
@@ -242,8 +245,8 @@ def tables(report: DriveReport) -> list[Table]:
             for method in methods
             if (condition, method, "") in report.errors
         ]
-        pixels = report.errors[condition, methods[0], ""].pixels
-        title = f"{condition} measured: {report.frames} frames, {pixels} held-out points"
+        scored = report.errors[condition, methods[0], ""]
+        title = f"{condition} measured: {scored.frames} frames, {scored.pixels} held-out points"
         result.append(Table(title, head, body))
     best = "field" if "field" in methods else methods[-1]
     body = []

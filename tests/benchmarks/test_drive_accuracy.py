@@ -75,6 +75,18 @@ def test_methods_side_by_side_and_by_range() -> None:
     assert titles[-1] == "field by range" and len(titles) == 3
 
 
+def test_a_table_counts_the_frames_of_its_own_condition() -> None:
+    """The last frame has fewer than 200 points: it is scored on lines alone."""
+    samplings = [Sampling(lines=3), Sampling(points=200)]
+    report = drive_accuracy(
+        [*drive(2), *drive(1, every=6)], Network(), samplings=samplings, methods=("constant", "idw")
+    )
+    titles = [table.title for table in tables(report)]
+    assert report.frames == 3
+    assert titles[0].startswith("1 of 3 lines measured: 3 frames, ")
+    assert titles[1].startswith("200 points measured: 2 frames, ")
+
+
 def test_one_frame_of_some_is_scored_and_all_are_watched() -> None:
     seen = []
     report = drive_accuracy(
