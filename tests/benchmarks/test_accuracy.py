@@ -31,7 +31,7 @@ HEIGHT, WIDTH = 60, 80
 
 
 def surface(kind: int) -> np.ndarray:
-    """A smooth room, other for every kind, 2 to 6 m."""
+    """Return the depth of a smooth room, 2 to 6 m, another for every kind."""
     y, x = np.mgrid[:HEIGHT, :WIDTH] / (HEIGHT, WIDTH)[0]
     return (3 + np.sin(3 * x + kind) + 1.5 * y).astype(np.float32)
 
@@ -70,7 +70,7 @@ def data(tmp_path: Path) -> Path:
 
 
 class Exact:
-    """A network that knows the depth up to scale and shift; counts how often it is asked."""
+    """A network that knows the depth up to scale and shift, and counts its calls."""
 
     def __init__(self) -> None:
         self.asked = 0
@@ -170,7 +170,7 @@ def test_noise_is_two_percent_with_outliers_and_moves_nothing(tmp_path: Path) ->
     assert np.array_equal(noisy.rows, points.rows) and np.array_equal(noisy.cols, points.cols)
     ratio = noisy.depth / points.depth
     outlier = np.abs(ratio - 1) > 0.1
-    assert 0.035 < outlier.mean() < 0.055  # 5 %, some of which are hardly off
+    assert 0.035 < outlier.mean() < 0.055  # 5 %, some of which are changed too little to count
     assert 0.35 < ratio.min() < 0.5 and 1.8 < ratio.max() < 2.2
     assert 0.018 < ratio[~outlier].std() < 0.022
     assert abs(np.median(ratio) - 1) < 0.002

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A LiDAR that turns on a robot that drives: what times of points are worth."""
+"""A spinning LiDAR on a driving robot: the gain from the times of the points."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from depth_node.pipeline import DepthPipeline, PipelineConfig
 
 @pytest.mark.slow
 def test_a_drive_is_measured_like_standing_still() -> None:
-    """At 10 m/s and 1 rad/s within 5 % of standing still; a scan as one is three times worse."""
+    """At 10 m/s and 1 rad/s the error is within 5 % of standing still; without times, threefold."""
     with DepthPipeline(PipelineConfig()) as pipeline:
         table = deskew.accuracy(pipeline, deskew.SEEDS[:3])
     rows = {row[0]: float(row[2]) for row in table.rows}
@@ -39,7 +39,7 @@ def test_one_view_of_a_drive() -> None:
 
 @pytest.mark.slow
 def test_a_rolling_shutter_on_a_drive_is_measured_like_standing_still() -> None:
-    """At 10 m/s and 1 rad/s within 5 % of standing still; rows taken as of one time are far off."""
+    """At 10 m/s and 1 rad/s the error is within 5 % of standing still; otherwise it is far off."""
     with DepthPipeline(PipelineConfig()) as pipeline:
         table = deskew.rolling_accuracy(pipeline, deskew.SEEDS[:2])
     rows = {row[0]: float(row[2]) for row in table.rows}

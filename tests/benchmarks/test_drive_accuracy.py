@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Accuracy on a robot's own drive: known errors recovered, and what scores cannot show."""
+"""Accuracy on a robot's own recording: known errors are found; what scores cannot show is said."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from tests.helpers.recordings import CAMERA, T_CAMERA_LIDAR, lidar_of, relative_
 
 
 class Network:
-    """What a network would say of the scene of tests/helpers."""
+    """A network's prediction for the scene of tests/helpers/recordings.py."""
 
     def predict(self, image: np.ndarray) -> Prediction:
         return Prediction(relative_of(scene()[1]), "disparity_affine_invariant")
 
 
 class Flat:
-    """A network that sees nothing but that the image is bright or dark."""
+    """A network whose metric disparity depends on the brightness alone."""
 
     def predict(self, image: np.ndarray) -> Prediction:
         return Prediction(1 + image.mean(axis=2).astype(np.float32) / 255, "disparity_metric")
@@ -104,7 +104,7 @@ def test_a_drive_without_points_is_refused() -> None:
 
 @pytest.mark.slow
 def test_a_wrong_extrinsic_is_told_beside_the_scores() -> None:
-    """1 degree of yaw: the scores hardly change, the sentence does."""
+    """With 1 degree of yaw the scores hardly change, but the monitor's sentence does."""
     walk = room_sequence(101, 100, Path(tempfile.gettempdir()) / "depth_node_walks")
     fault = np.zeros(7)
     fault[1] = 2 * UNIT[1]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The speed benchmark of the field: its problem and the ways to fit that take turns."""
+"""The speed benchmark of the field: its problem, and the ways to fit it."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from tests.helpers.gpu_on_cpu import Machine
 def test_gpu_check_writes_its_json_and_row(
     machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its logic, on the played machine: the times mean nothing here, the agreement does."""
+    """On the simulated GPU its logic and the agreement are tested; the times mean nothing."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(gpu, "_COPY_BYTES", 4_000_000)
     assert gpu.main(["--repeats", "2", "--out", str(tmp_path)]) == 0
@@ -87,7 +87,7 @@ def test_a_back_end_that_cannot_start_is_no_failure(
 def test_an_engine_that_fails_when_it_runs_is_a_failure_and_the_others_are_still_checked(
     machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not "not run": status 2 says that nothing could be checked."""
+    """The status is 1, because 2 means that nothing could be checked."""
 
     def lost(*_: object) -> None:
         raise EngineError("the GPU is lost: restart the machine")

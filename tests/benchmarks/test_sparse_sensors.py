@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Radar, two unlike sensors and a depth camera's holes, on real frames with a real network."""
+"""Radar, two sensors of different noise and a depth camera's holes, on real frames."""
 
 from __future__ import annotations
 

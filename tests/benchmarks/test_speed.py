@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Speed benchmarks: the rivals do the same work, the reports say what was measured."""
+"""Speed benchmarks: the rivals do the same work, and the reports state what was measured."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def test_the_rival_of_the_fit_computes_the_same_depth() -> None:
     assert [row[1] for row in rival.rows] == ours.regions["points"].tolist()
     assert [row[2] for row in rival.rows] == ours.regions["inliers"].tolist()
     np.testing.assert_allclose([row[3] for row in rival.rows], ours.regions["residual"], rtol=1e-4)
-    # The std differs by one factor per region, as ours knows of few points and borrowed rings; ours
-    # is computed at every second pixel.
+    # The std differs by one factor per region, because ours allows for few points and for borrowed
+    # rings; ours is computed at every second pixel.
     ratio = (ours.std / rival.std)[::2, ::2]
     for label in range(1, speed.REGIONS + 1):
         inside = ratio[labels[::2, ::2] == label]
@@ -63,7 +63,8 @@ def test_reports_of_fit_and_engine() -> None:
     assert report.values["speedup"] > 5
     assert report.values["median_relative_difference"] < 1e-5
     engine = speed.measure_engine("embedded", repeats=20)
-    # The aim of 1.05 is for a quiet machine; ours must not do anything beside the session's run.
+    # The aim of 1.05 holds on a quiet machine; here ours must only do nothing besides the session's
+    # run.
     assert engine.values["ratio"] < 1.5
     for one in (report, engine):
         page = speed.markdown(one)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random outdoor scenes: reproducible, with a far sky, near ground and what stands on it."""
+"""Random outdoor scenes: reproducible, with a far sky, near ground and objects on it."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def plane_hits(
     axes: NDArray[np.float64],
     half: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """t (n, 6) at the six faces of a box, each face as a bounded plane; inf where it is missed."""
+    """Return t (n, 6) at the six faces of a box, each a bounded plane; inf where it is missed."""
     hits = np.full((len(rays), 6), np.inf)
     for axis in range(3):
         for k, sign in enumerate((-1.0, 1.0)):
@@ -77,7 +77,7 @@ def room_depth(origin: NDArray[np.float64], rays: NDArray[np.float64]) -> NDArra
 
 
 def agree(found: NDArray, expected: NDArray, outliers: int = 0) -> None:
-    """Equal to float32; `outliers` rays that graze an edge may fall on either side of it."""
+    """Assert equality to float32; `outliers` rays may pass an edge on either side."""
     error = np.abs(found.ravel() - expected) / expected
     assert np.count_nonzero(error > 2e-5) <= outliers
 

@@ -35,7 +35,7 @@ def test_top_view_is_metric() -> None:
 
 
 def test_a_cloud_of_one_point_is_drawn() -> None:
-    """It has no extent: nothing is divided by 0, and the point is in the middle."""
+    """It has no extent: nothing is divided by 0, and the point is drawn in the middle."""
     image, depth = room()
     one = np.full_like(depth, np.nan)
     one[60, 80] = 2.0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images: colours that mean what the bar says, unknown never looks like a value."""
+"""Panels: colours agree with the bar, and unknown pixels never look like a value."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_frame_panel_has_every_card_and_saves_them(tmp_path: Path, with_truth: b
 
 
 def test_a_picture_of_nothing_is_still_a_picture(tmp_path: Path) -> None:
-    """No points, no depth, no truth: every card says unknown, nothing raises."""
+    """Without points, depth and truth every card shows unknown and nothing raises."""
     image, _ = room()
     unknown = np.full((120, 160), np.nan, np.float32)
     cards = panels.frame_cards(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measured points on images."""
+"""Drawing of measured points on images."""
 
 from __future__ import annotations
 

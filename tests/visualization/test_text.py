@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Text on images."""
+"""Drawing of text on images."""
 
 from __future__ import annotations
 
