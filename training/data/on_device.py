@@ -232,8 +232,10 @@ def _equalize(x: Tensor) -> Tensor:
     histogram.scatter_add_(2, values, torch.ones_like(values, dtype=torch.float32))
     below = histogram.cumsum(dim=2)
     lowest = histogram.gather(2, (histogram > 0).float().argmax(dim=2, keepdim=True))
-    table = (below - lowest) / (values.shape[2] - lowest).clamp_min(1)
-    return table.gather(2, values).reshape(x.shape).clamp(0, 1)
+    rest = values.shape[2] - lowest
+    even = ((below - lowest) / rest.clamp_min(1)).gather(2, values).clamp(0, 1)
+    # A channel of one value has nothing to spread and stays as it is.
+    return torch.where(rest > 0, even, values / 255.0).reshape(x.shape)
 
 
 def _four_sided(x: Tensor, corners: Tensor) -> Tensor:

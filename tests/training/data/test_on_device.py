@@ -106,6 +106,14 @@ def test_a_blur_and_an_even_histogram_are_opencvs(pools: list[Pool]) -> None:
     np.testing.assert_allclose(even * 255, np.stack(bands, axis=2), atol=1.0)
 
 
+def test_a_channel_of_one_value_has_an_even_histogram_already() -> None:
+    image = np.full((8, 12, 3), (0, 90, 255), np.uint8)
+    x = torch.from_numpy(image.astype(np.float32) / 255).permute(2, 0, 1)[None]
+    even = recolour(x, ViewConfig(equalize=1.0), *numbers(1), [0])[0].permute(1, 2, 0).numpy()
+    bands = [cv2.equalizeHist(np.ascontiguousarray(image[..., k])) for k in range(3)]
+    np.testing.assert_allclose(even * 255, np.stack(bands, axis=2), atol=1e-3)
+
+
 @pytest.mark.parametrize(
     "change",
     [
