@@ -23,6 +23,10 @@ from training.data.samples import F32
 
 COPIED_AT_ONCE = 512  # images
 UNIFORM, NORMAL = 29, 2  # numbers of random numbers per image; `recolour` shows the use of each
+# The strong changes, with the random number that decides whether `recolour` applies each.
+DECIDED_BY = {
+    "equalize": 0, "posterize": 2, "sharpen": 4, "solarize": 5, "exposure": 9, "shadow": 19
+}  # fmt: skip
 
 
 class HeldPools:
@@ -64,6 +68,8 @@ class HeldPools:
             windows[which].append((cut.top, cut.left, cut.rows, cut.columns, cut.flip))
             uniform[which].append(rng.random(UNIFORM, dtype=np.float32))
             normal[which].append(rng.standard_normal(NORMAL, dtype=np.float32))
+            if view.at_least_one:
+                _choose_one(uniform[which][-1], view, rng)
         numbers = torch.from_numpy(np.stack(list(chain.from_iterable(uniform))))
         return {
             "counts": counts,
@@ -120,6 +126,14 @@ class HeldPools:
                 self._stored[k][0][new].copy_(torch.from_numpy(np.array(pool.image[new])))
                 self._stored[k][1][new].copy_(torch.from_numpy(np.array(pool.depth[new])))
             self._copied[k] = max(self._copied[k], count)
+
+
+def _choose_one(uniform: F32, view: ViewConfig, rng: np.random.Generator) -> None:
+    """Let one of the strong changes happen, by its number in `uniform`, if chance chose none."""
+    chances = {number: getattr(view, name) for name, number in DECIDED_BY.items()}
+    possible = [number for number, chance in chances.items() if chance > 0]
+    if possible and not any(uniform[number] < chances[number] for number in possible):
+        uniform[possible[int(rng.integers(len(possible)))]] = 0.0
 
 
 def resampling(

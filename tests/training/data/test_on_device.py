@@ -133,6 +133,23 @@ def test_every_change_changes_and_stays_in_range(pools: list[Pool], change: dict
         torch.testing.assert_close(changed[:, 0], changed[:, 2])
 
 
+def test_at_least_one_strong_change_where_that_is_asked_for(pools: list[Pool]) -> None:
+    rare = {"posterize": 1e-6, "equalize": 1e-6, "exposure": 1e-6}
+
+    def changed(view: ViewConfig) -> torch.Tensor:
+        held = HeldPools(pools[:1])
+        drawn = held.draw(rngs(60), 0.0, view, 32, 32)
+        plain = held.batch({**drawn, "equalized": []}, ViewConfig())["image"]
+        return (held.batch(drawn, view)["image"] - plain).abs().amax(dim=(1, 2, 3)) > 1e-3
+
+    assert not changed(ViewConfig(**rare)).any()
+    view = ViewConfig(**rare, at_least_one=True)
+    assert changed(view).all()
+    drawn = HeldPools(pools[:1]).draw(rngs(60), 0.0, view, 32, 32)
+    assert 10 < len(drawn["equalized"]) < 30  # each change in a third of the images
+    assert not changed(ViewConfig(at_least_one=True)).any()
+
+
 def test_a_shadow_is_a_part_of_the_image(pools: list[Pool]) -> None:
     x = torch.full((16, 3, 48, 64), 0.8)
     changed = recolour(x, ViewConfig(shadow=1.0), *numbers(16), [])
