@@ -8,6 +8,7 @@ centres at integers, T_world_camera (4, 4) in metres, depth (H, W) float32 m wit
 from __future__ import annotations
 
 import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -121,7 +122,12 @@ def _numbers(path: Path, content: str) -> F64:
     if not path.is_file():
         raise DataError(f"{path} with the {content} is missing: copy it from the data set.")
     try:
-        return np.loadtxt(path, dtype=np.float64, ndmin=2, comments="#")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of an empty file, which is an error here
+            numbers = np.loadtxt(path, dtype=np.float64, ndmin=2, comments="#")
+        if not numbers.size:
+            raise ValueError("it holds no numbers")
+        return numbers
     except Exception as error:  # numpy's readers raise more than ValueError
         raise DataError(
             f"{path} with the {content} cannot be read ({one_line(error)}): copy it again."
@@ -218,8 +224,17 @@ def _kitti_poses(
         @ _kitti_rigid(drive.parent / "calib_imu_to_velo.txt")
     )
     T_imu_camera = np.linalg.inv(T_camera_imu)
-    scale = math.cos(math.radians(float(_numbers(files[0], "pose")[0, 0])))
-    return [_kitti_imu(_numbers(path, "pose")[0], scale) @ T_imu_camera for path in files]
+    rows = [_kitti_oxts(path) for path in files]
+    scale = math.cos(math.radians(float(rows[0][0])))
+    return [_kitti_imu(row, scale) @ T_imu_camera for row in rows]
+
+
+def _kitti_oxts(path: Path) -> F64:
+    """Return the row of a file of oxts/data. Raises DataError if it has no pose."""
+    row: F64 = _numbers(path, "pose")[0]
+    if len(row) < 6:
+        raise DataError(f"{path} has {len(row)} numbers and a pose needs 6: copy it again.")
+    return row
 
 
 def _kitti_imu(row: F64, scale: float) -> F64:
@@ -265,10 +280,7 @@ def scannet(folder: Path, need_poses: bool) -> list[Recording]:
         depths = [scene / "depth" / f"{image.stem}.png" for image in images]
         poses = None
         if need_poses:
-            poses = [
-                _numbers(scene / "pose" / f"{image.stem}.txt", "pose (or set poses: network)")
-                for image in images
-            ]
+            poses = [_scannet_pose(scene / "pose" / f"{image.stem}.txt") for image in images]
         recordings.append(
             Recording(
                 scene.name,
@@ -280,6 +292,15 @@ def scannet(folder: Path, need_poses: bool) -> list[Recording]:
             )
         )
     return recordings
+
+
+def _scannet_pose(path: Path) -> F64:
+    """Read T_world_camera (4, 4); it is not finite where ScanNet's authors had no pose."""
+    pose = _numbers(path, "pose (or set poses: network)")
+    if pose.shape != (4, 4):
+        rows, columns = pose.shape
+        raise DataError(f"{path} holds {rows}x{columns} numbers, not a 4x4 pose: copy it again.")
+    return pose
 
 
 def tum(folder: Path, need_poses: bool) -> list[Recording]:

@@ -90,9 +90,17 @@ def _first(*paths: Path) -> Path:
     return next((path for path in paths if path.exists()), paths[0])
 
 
+def _listed(folder: Path, lines: Sequence[ListLine]) -> list[tuple[str, str]]:
+    """Return (image, depth) of each line `image depth ...` whose depth is not "None".
+
+    "None" stands for a depth that was not published.
+    """
+    return [_two_files(folder, line) for line in lines if len(line) > 1 and line[1] != "None"]
+
+
 def _pairs(folder: Path, lines: Sequence[ListLine]) -> list[Item]:
-    """Return an item per line `image depth ...`, but none where depth is "None" (not published)."""
-    pairs = [_two_files(folder, line) for line in lines if len(line) > 1 and line[1] != "None"]
+    """Return an item per line `image depth ...`, but none where depth is "None"."""
+    pairs = _listed(folder, lines)
     return [Item(image, folder / image, folder / depth) for image, depth in pairs]
 
 
@@ -118,6 +126,12 @@ def _one_file(folder: Path, line: ListLine) -> str:
     """Return the image of a line: the whole line, or its first word if only that is a file."""
     whole = line.text.strip("\"'") if len(line) == 1 else line.text
     return line[0] if not (folder / whole).exists() and (folder / line[0]).exists() else whole
+
+
+def _above(file: Path, levels: int) -> Path:
+    """Return file.parents[levels], or the root: a list may name files that lie less deep."""
+    parents = file.absolute().parents
+    return parents[min(levels, len(parents) - 1)]
 
 
 def _part(folder: Path, split: str) -> Path:
@@ -218,12 +232,11 @@ def _find_kitti(folder: Path, split: str, lines: Sequence[ListLine]) -> list[Ite
     if lines:  # Eigen's list: raw image, annotated depth (or None), focal length
         return [
             Item(
-                item.name,
-                _first(*(root / item.name for root in roots)),
-                _first(*(root / item.depth.relative_to(folder) for root in roots)),
+                image,
+                _first(*(root / image for root in roots)),
+                _first(*(root / depth for root in roots)),
             )
-            for item in _pairs(folder, lines)
-            if item.depth is not None
+            for image, depth in _listed(folder, lines)
         ]
     items = []
     pattern = "*/proj_depth/groundtruth/image_0[23]/*.png"
@@ -243,11 +256,11 @@ def _read_kitti(item: Item) -> Sample:
     assert item.depth is not None
     image = read_image(item.image)
     camera = None
-    calibration = item.image.parents[3] / "calib_cam_to_cam.txt"
+    calibration = _above(item.image, 3) / "calib_cam_to_cam.txt"
     if calibration.is_file():
         with reading(calibration):
             text = content(calibration).decode("utf-8")
-            name = item.image.parents[1].name.removeprefix("image_")
+            name = _above(item.image, 1).name.removeprefix("image_")
             match = re.search(rf"^P_rect_{name}:(.*)$", text, re.MULTILINE)
             if match is None:
                 raise ValueError(f"it has no P_rect_{name}")
@@ -337,15 +350,19 @@ def _read_scannet(item: Item) -> Sample:
     size = (depth.shape[1], depth.shape[0])
     if image.shape[:2] != depth.shape:  # images are published at 1296x968, depth at 640x480
         image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
-    camera = _matrix_camera(item.depth.parents[1] / "intrinsic" / "intrinsic_depth.txt", image)
+    camera = _matrix_camera(_above(item.depth, 1) / "intrinsic" / "intrinsic_depth.txt", image)
     return Sample(item.name, image, depth, camera)
 
 
 def _find_void(folder: Path, split: str, lines: Sequence[ListLine]) -> list[Item]:
     if not lines and split:  # the lists of the release: one of images, one of ground truths
-        images, truths = (
-            listed_lines(folder / f"{split}_{n}.txt") for n in ("image", "ground_truth")
-        )
+        lists = [folder / f"{split}_{name}.txt" for name in ("image", "ground_truth")]
+        images, truths = map(listed_lines, lists)
+        if len(images) != len(truths):
+            raise DataError(
+                f"{lists[0]} has {len(images)} lines and {lists[1].name} {len(truths)}: copy both"
+                " again."
+            )
         lines = [ListLine(f"{a[0]}\t{b[0]}") for a, b in zip(images, truths, strict=True)]
     if lines:
         return [
@@ -371,7 +388,7 @@ def _void(folder: Path, path: Path) -> Path:
 def _read_void(item: Item) -> Sample:
     assert item.depth is not None
     image = read_image(item.image)
-    camera = _matrix_camera(item.image.parents[1] / "K.txt", image)
+    camera = _matrix_camera(_above(item.image, 1) / "K.txt", image)
     return Sample(item.name, image, read_depth_png(item.depth, 256), camera)
 
 

@@ -335,3 +335,29 @@ def test_eight_bit_depth_is_refused(tmp_path: Path) -> None:
         assert cv2.imwrite(str(tmp_path / name), noise())
     with pytest.raises(DataError, match=r"depth_1\.png cannot be read \(uint8 with 3"):
         open_samples(DataConfig(kind="nyuv2", folder=str(tmp_path)))[0]
+
+
+def test_lists_of_void_that_do_not_belong_together_are_named(tmp_path: Path) -> None:
+    (tmp_path / "test_image.txt").write_text("data/a/image/1.png\ndata/a/image/2.png\n")
+    (tmp_path / "test_ground_truth.txt").write_text("data/a/ground_truth/1.png\n")
+    with pytest.raises(DataError, match=r"test_image\.txt has 2 lines and .*1"):
+        opened("void", tmp_path, split="test")
+
+
+def test_a_list_of_kitti_may_name_files_anywhere(tmp_path: Path) -> None:
+    drive = kitti(tmp_path / "set", merged=True)
+    elsewhere = put(tmp_path / "elsewhere" / "69.png", steps(256))
+    eigen = tmp_path / "list.txt"
+    eigen.write_text(f"2011_09_26/{drive}/image_02/data/0000000069.png {elsewhere} 721.5377\n")
+    agrees(opened("kitti", tmp_path / "set", list=str(eigen))[0])
+
+
+def test_a_list_of_kitti_may_name_files_of_a_flat_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(tmp_path / "image" / "1.png", sample_image())
+    put(tmp_path / "depth" / "1.png", steps(256))
+    (tmp_path / "list.txt").write_text("image/1.png depth/1.png\n")
+    monkeypatch.chdir(tmp_path)
+    for kind, depth in (("kitti", None), ("void", None), ("scannet", truth() * 0.256)):
+        agrees(opened(kind, Path("."), list="list.txt")[0], depth)

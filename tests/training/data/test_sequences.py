@@ -226,3 +226,28 @@ def test_files_that_cannot_be_used(tmp_path: Path) -> None:
     image(scene / "depth" / "1.png", 10)
     with pytest.raises(DataError, match="16 bit"):
         opened("scannet", tmp_path)[0]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # NumPy warns of an empty file
+@pytest.mark.parametrize("content", ["", "49.0 8.0 100.0\n", "49.0 8.0\n1 2 3\n"])
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_damaged_pose_of_kitti_is_named(tmp_path: Path, content: str, number: int) -> None:
+    (make_kitti(tmp_path) / "oxts" / "data" / f"{number:010d}.txt").write_text(content)
+    with pytest.raises(DataError, match=rf"{number:010d}\.txt .*copy it again"):
+        opened("kitti", tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("pose", [np.eye(3), np.eye(4)[:3], np.ones((1, 16)), np.empty((0, 4))])
+def test_a_damaged_pose_of_scannet_is_named(tmp_path: Path, pose: np.ndarray) -> None:
+    np.savetxt(make_scannet(tmp_path) / "pose" / "2.txt", pose)
+    with pytest.raises(DataError, match=r"2\.txt .*copy it again"):
+        opened("scannet", tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_empty_lists_of_tum_are_named(tmp_path: Path) -> None:
+    sequence = make_tum(tmp_path)
+    (sequence / "groundtruth.txt").write_text("# stamp tx ty tz qx qy qz qw\n")
+    with pytest.raises(DataError, match=r"groundtruth\.txt .*copy it again"):
+        opened("tum", tmp_path)
