@@ -47,16 +47,24 @@ def linear_cka(x: F64, y: F64) -> float:
 
     The columns are centred first. NaN if all rows of x or of y are equal.
     """
-    x, y = (np.asarray(a, np.float64) - np.mean(a, axis=0, dtype=np.float64) for a in (x, y))
+    x, y = _centred(x), _centred(y)
     above = np.linalg.norm(y.T @ x) ** 2
     below = np.linalg.norm(x.T @ x) * np.linalg.norm(y.T @ y)
     return float(above / below) if below > 0 else float("nan")
 
 
+def _centred(features: F64) -> F64:
+    """Return features (n, p) minus their mean; 0 in columns that differ by rounding only."""
+    values = np.asarray(features, np.float64)
+    centred: F64 = values - values.mean(axis=0)
+    rounding = len(values) * np.finfo(np.float64).eps * np.abs(values).max(axis=0, initial=0.0)
+    return np.where(np.abs(centred).max(axis=0, initial=0.0) > rounding, centred, 0.0)
+
+
 def gram(features: F64) -> F64:
     """Return the Gram matrix (n, n) of features (n, p), its diagonal 0, for `unbiased_hsic`."""
     # Centring does not change the estimate; it only reduces its rounding error.
-    features = np.asarray(features, np.float64) - np.mean(features, axis=0, dtype=np.float64)
+    features = _centred(features)
     products = features @ features.T
     np.fill_diagonal(products, 0.0)
     return products

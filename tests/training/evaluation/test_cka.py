@@ -44,6 +44,16 @@ def test_turning_scaling_and_moving_change_nothing() -> None:
     assert np.isnan(cka.linear_cka(np.ones((5, 3)), y[:5]))
 
 
+@pytest.mark.parametrize("estimator", ["linear", "unbiased"])
+@pytest.mark.parametrize("value", [0.1, 1.1, 7.7])
+def test_a_layer_of_constant_output_is_like_none(estimator: str, value: float) -> None:
+    """Its mean is rounded, so that the values minus their mean are not 0."""
+    for rows in range(5, 40):
+        parts = cka.LayerSimilarity(estimator)
+        parts.add([np.full((rows, 3), value)], [features(rows)])
+        assert np.isnan(parts.matrix()).all()
+
+
 def test_unbiased_hsic_against_the_definition() -> None:
     """The mean of its kernel over all ordered quadruples of different rows (Song et al. 2012)."""
     x, y = features(6, 2), features(6, 3, seed=1)
