@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import zipfile
 import zlib
 from collections.abc import Iterable
 from dataclasses import replace
@@ -82,7 +81,7 @@ class Cached:
         try:
             with path.open("rb") as file, np.load(file) as stored:
                 return Prediction(stored["values"], str(stored["kind"]))
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        except Exception:  # libraries do not document all errors of damaged files
             pass
         prediction = self.predictor.predict(image)
         partial = path.with_name(f"{path.stem}.{os.getpid()}.partial.npz")

@@ -46,6 +46,24 @@ def test_a_damaged_prediction_is_made_anew(tmp_path: Path) -> None:
     assert model.asked == 2
 
 
+@pytest.mark.parametrize("changed", [{6: 255}, {8: 1}], ids=["version", "encrypted"])
+def test_a_prediction_with_a_damaged_directory_is_made_anew(
+    tmp_path: Path, changed: dict[int, int]
+) -> None:
+    """Of the archive's directory zipfile raises more than BadZipFile."""
+    model = Counting()
+    cached = predict.Cached(model, "a" * 30, tmp_path)
+    image = samples()[0].image
+    whole = cached.predict(image).values
+    (entry,) = cached.folder.iterdir()
+    data = bytearray(entry.read_bytes())
+    for offset, value in changed.items():
+        data[data.index(b"PK\x01\x02") + offset] = value
+    entry.write_bytes(bytes(data))
+    np.testing.assert_array_equal(cached.predict(image).values, whole)
+    assert model.asked == 2
+
+
 def test_scores_are_of_the_reference_unless_asked_otherwise(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
