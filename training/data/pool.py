@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -28,6 +29,7 @@ from numpy.typing import NDArray
 from depth_node import config
 from depth_node.simulation.renderer import ALL_STYLES, STYLE_GROUPS, Scene
 from depth_node.simulation.viewpoints import random_view
+from training.data.files import reading
 from training.data.samples import U8, DataError, Sample
 
 SHADOW_PX = 96  # coarser than by default: pooled images are small
@@ -88,7 +90,8 @@ class Pool:
         if write:
             self.folder.mkdir(parents=True, exist_ok=True)
         if about.exists():
-            stored = yaml.safe_load(about.read_text(encoding="utf-8"))
+            with reading(about):
+                stored = yaml.safe_load(about.read_text(encoding="utf-8"))
             if stored != self._identity:
                 raise DataError(
                     f"The pool in {self.folder} was made with other settings"
@@ -100,7 +103,7 @@ class Pool:
                 f"There is no pool in {self.folder}; start `python -m training render` with the"
                 " same config."
             )
-        new = not about.exists()
+        self._complete = about.exists()  # it is written after the arrays
         image_shape = (cfg.samples, cfg.height, cfg.width, 3)
         self.image: U8 = self._map("image.u8", np.uint8, image_shape, write)
         self.depth: NDArray[np.float16] = self._map("depth.f16", np.float16, image_shape[:3], write)
@@ -108,14 +111,22 @@ class Pool:
         if cfg.labels:
             self.labels = self._map("labels.i16", np.int16, image_shape[:3], write)
         self._count: NDArray[np.int64] = self._map("count.i64", np.int64, (1,), write)
-        if new:
+        if not self._complete:
             about.write_text(yaml.safe_dump(self._identity), encoding="utf-8")
 
     def _map(
         self, name: str, dtype: type, shape: tuple[int, ...], write: bool
     ) -> np.memmap[Any, Any]:
         path = self.folder / name
-        mode = ("r+" if path.exists() else "w+") if write else "r"
+        found = path.stat().st_size if path.exists() else None
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        # If it were opened for writing, zeros would replace what is missing.
+        if self._complete and found != size:
+            raise DataError(
+                f"{path} has {found or 0} bytes and needs {size}: copy the pool again, or delete"
+                f" {self.folder} and render it again."
+            )
+        mode = ("r+" if found is not None else "w+") if write else "r"
         return np.memmap(path, dtype=dtype, mode=mode, shape=shape)  # type: ignore[call-overload]
 
     @property

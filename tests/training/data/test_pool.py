@@ -72,3 +72,37 @@ def test_a_pool_of_other_settings_is_refused(tmp_path: Path) -> None:
         Pool(config.replace(cfg, {"seed": 6}))
     with pytest.raises(DataError, match=r"pool\.seed"):
         Pool(config.replace(cfg, {"seed": -1}))
+
+
+@pytest.mark.parametrize("write", [False, True])
+@pytest.mark.parametrize("name", ["image.u8", "depth.f16", "count.i64"])
+def test_a_pool_with_a_file_that_is_cut_is_refused(tmp_path: Path, name: str, write: bool) -> None:
+    cfg = pool_config(tmp_path, 2, 2)
+    fill(cfg, 2)
+    path = tmp_path / name
+    content = path.read_bytes()
+    for data in (content[: len(content) // 2], None):
+        path.unlink()
+        if data is not None:
+            path.write_bytes(data)
+        with pytest.raises(DataError, match=rf"{name} has \d+ bytes and needs {len(content)}"):
+            Pool(cfg, write=write)
+        path.write_bytes(content)
+    assert len(Pool(cfg, write=write)) == 2
+
+
+def test_a_pool_whose_settings_cannot_be_read_is_named(tmp_path: Path) -> None:
+    cfg = pool_config(tmp_path, 2, 2)
+    Pool(cfg, write=True)
+    (tmp_path / "pool.yaml").write_text("height: [")
+    with pytest.raises(DataError, match=r"pool\.yaml cannot be read"):
+        Pool(cfg)
+
+
+def test_a_pool_whose_making_was_interrupted_is_made(tmp_path: Path) -> None:
+    cfg = pool_config(tmp_path, 2, 2)
+    Pool(cfg, write=True)
+    (tmp_path / "pool.yaml").unlink()
+    (tmp_path / "image.u8").write_bytes(b"")
+    (tmp_path / "count.i64").unlink()
+    assert len(fill(cfg, 2)) == 2
