@@ -65,15 +65,18 @@ from training.evaluation.score import (
 from training.evaluation.statistics import bootstrap, bounds, gather, mean, ratio
 
 
-def robustness(rows: Sequence[Row], methods: Sequence[str], base: str) -> list[dict[str, Any]]:
+def robustness(
+    rows: Sequence[Row], methods: Sequence[str], base: str, pooled: bool = False
+) -> list[dict[str, Any]]:
     """Return a line per method: DEE of clean images, mCE over `base`, mRR, DEE of each corruption.
 
-    The DEE of a corruption is the mean over the severities.
+    The DEE of a corruption is the mean over the severities. AbsRel and delta1 are means over the
+    sources' means, or over all images if `pooled`.
     """
 
     def error(method: str, corruption: str, severity: int) -> float:
         selected = [row for row in rows if (row.corruption, row.severity) == (corruption, severity)]
-        return depth_error(*mean(selected, method))
+        return depth_error(*mean(selected, method, pooled=pooled))
 
     names = sorted({row.corruption for row in rows} - {CLEAN}, key=CORRUPTIONS.index)
     tables = {
@@ -377,7 +380,7 @@ def _tables(
     if len(rows) > len(clean) and base not in BASELINES:
         for alignment in alignments:
             selected = [row for row in rows if row.alignment == alignment]
-            table, lines = _robustness(selected, methods, base)
+            table, lines = _robustness(selected, methods, base, subset.pooled)
             table.title = f"{title}: depth error DEE2, alignment {alignment}, base {base}"
             yield table, [{"set": title, "alignment": alignment, **line} for line in lines]
 
@@ -427,10 +430,10 @@ def _accuracy(
 
 
 def _robustness(
-    rows: list[Row], methods: list[str], base: str
+    rows: list[Row], methods: list[str], base: str, pooled: bool
 ) -> tuple[Table, list[dict[str, Any]]]:
     """Return the table of `robustness`, one column per method, and its lines."""
-    lines = robustness(rows, methods, base)
+    lines = robustness(rows, methods, base, pooled)
     table = Table("")
     for line in lines:
         table.add_column(line["method"], justify="right")

@@ -189,10 +189,16 @@ def change_of_runs(
     return Interval(float(ratios[0]), float(low), float(high))
 
 
-def mean(rows: Iterable[Row], method: str, source: str | None = None) -> tuple[float, float]:
-    """Return AbsRel and delta1 of a method: the mean of one source, or over the sources' means."""
+def mean(
+    rows: Iterable[Row], method: str, source: str | None = None, pooled: bool = False
+) -> tuple[float, float]:
+    """Return AbsRel and delta1 of a method: of one source, or the mean over the sources' means.
+
+    With `pooled` it is the mean over all images.
+    """
     rows = [row for row in rows if source is None or row.source == source]
     abs_rel, delta1 = (
-        float(mean_over(gather(rows, [method], metric))[0]) for metric in ("abs_rel", "delta1")
+        float(mean_over(gather(rows, [method], metric), pooled)[0])
+        for metric in ("abs_rel", "delta1")
     )
     return abs_rel, delta1

@@ -34,6 +34,25 @@ def test_robustness_by_hand() -> None:
     assert line["mrr"] == pytest.approx(100 * 0.8 / 0.9)
 
 
+@pytest.mark.parametrize("pooled", [True, False])
+def test_robustness_is_of_the_mean_that_accuracy_is_of(pooled: bool) -> None:
+    """Three images of one source and one of another: over images, or over sources."""
+    rows = []
+    for source, frame, error in (
+        ("a", "1", 0.1),
+        ("a", "2", 0.1),
+        ("a", "3", 0.1),
+        ("b", "1", 0.5),
+    ):
+        for corruption, severity in (("clean", 0), *(("jpeg", k) for k in range(1, 6))):
+            where = {"corruption": corruption, "severity": severity}
+            rows.append(score.Row("m", source, frame, error, 1 - error, alignment="none", **where))
+    subset = report._EvaluationSet("set", (), 4, (), pooled, "frame")
+    accuracy, robustness = (lines[0] for _, lines in report._tables(subset, rows, ["m"], "m"))
+    assert robustness["clean"] == pytest.approx(0.2 if pooled else 0.3)
+    assert robustness["jpeg"] == robustness["clean"] == pytest.approx(accuracy["abs_rel"]["value"])
+
+
 def test_the_embedded_network_beats_the_plane_on_unseen_rooms() -> None:
     """The gate at a small scale; the full one is in docs/benchmarks.md."""
     with DepthModel.open(ModelConfig(threads=1)) as model:
