@@ -109,8 +109,13 @@ class DataSet(Sequence[Sample]):
 def checked(sample: Sample) -> Sample:
     """Return the sample with NaN for depth that is not finite or not above 0.
 
-    Raises DataError if image and depth differ in size, or if no pixel has a valid depth.
+    Raises DataError if image and depth or masks differ in size, or if no pixel has a valid depth.
     """
+    if sample.masks is not None and sample.masks.shape != sample.image.shape[:2]:
+        raise DataError(
+            f"{sample.name}: the masks have the shape {sample.masks.shape} and the image"
+            f" {sample.image.shape[:2]}: these files do not belong together."
+        )
     if sample.depth is None:
         return sample
     depth = np.array(sample.depth, np.float32)

@@ -95,6 +95,16 @@ def test_a_shard_with_impossible_values_is_named(tmp_path: Path, about: str) -> 
         samples[0]
 
 
+@pytest.mark.parametrize("masks", [np.ones((6, 8), np.uint16), np.ones((12, 16, 3), np.uint8)])
+def test_a_shard_with_masks_of_another_image_is_named(tmp_path: Path, masks: np.ndarray) -> None:
+    image, stored = (
+        cv2.imencode(".png", content)[1].tobytes() for content in (sample_image(), masks)
+    )
+    samples = shard(tmp_path, png=image, masks_png=stored, json=b'{"name": "a"}')
+    with pytest.raises(DataError, match=r"a: the masks have the shape .* do not belong together"):
+        samples[0]
+
+
 def test_a_shard_without_an_image_is_named(tmp_path: Path) -> None:
     samples = shard(tmp_path, json=b'{"name": "a"}')
     with pytest.raises(DataError, match=r"000 has no \.png"):
