@@ -10,6 +10,7 @@ answer.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -269,7 +270,7 @@ class Examples:
     """Memory-mapped examples; each depends on the seed and its number only.
 
     maps: (N, CHANNELS, h, w) float16. target: (N, 4, h, w) float16. Raises DataError without a
-    seed.
+    seed, and for a file that is cut or missing beside the others.
     """
 
     def __init__(self, cfg: ExamplesConfig) -> None:
@@ -281,9 +282,22 @@ class Examples:
         count = cfg.views * cfg.per_view
         size = HEIGHT // 2, WIDTH // 2
 
+        def named(name: str) -> Path:
+            return folder / f"{name}-{cfg.seed}-{cfg.views}x{cfg.per_view}"
+
+        complete = named("done.u8").exists()  # it is made last
+
         def mapped(name: str, shape: tuple[int, ...], dtype: type) -> Any:
-            path = folder / f"{name}-{cfg.seed}-{cfg.views}x{cfg.per_view}"
-            mode = "r+" if path.exists() else "w+"
+            path = named(name)
+            found = path.stat().st_size if path.exists() else None
+            size = math.prod(shape) * np.dtype(dtype).itemsize
+            # If it were opened, zeros would replace what is missing.
+            if complete and found != size:
+                raise DataError(
+                    f"{path} has {found or 0} bytes and needs {size}: copy the examples again, or"
+                    f" delete {named('done.u8')} to make them again."
+                )
+            mode = "r+" if found is not None else "w+"
             return np.memmap(path, dtype=dtype, mode=mode, shape=shape)  # type: ignore[call-overload]
 
         self.maps = mapped("maps.f16", (count, CHANNELS, *size), np.float16)

@@ -104,6 +104,19 @@ def test_examples_need_a_seed(tmp_path: Path) -> None:
         Examples(ExamplesConfig(str(tmp_path)))
 
 
+@pytest.mark.parametrize("name", ["maps.f16", "target.f16", "done.u8"])
+def test_examples_of_which_a_file_is_cut_are_refused(tmp_path: Path, name: str) -> None:
+    cfg = ExamplesConfig(str(tmp_path), views=2, per_view=1, seed=4)
+    Examples(cfg)
+    path = tmp_path / f"{name}-4-2x1"
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(DataError, match=rf"{name}-4-2x1 has .* needs {len(content)}: copy"):
+        Examples(cfg)
+    (tmp_path / "done.u8-4-2x1").unlink()  # the cure
+    assert Examples(cfg).missing() == [0, 1]
+
+
 def test_a_run_and_its_file(tmp_path: Path) -> None:
     """The command makes examples, learns, resumes without making them again, and exports."""
     settings = [
