@@ -27,8 +27,8 @@ LONG_FILES = (
     "tests/benchmarks/test_deskew.py",
     "tests/ros/test_node.py",
     "tests/training/export/test_segment_anything.py",
-    "tests/ros/test_process.py",
-    "tests/ros/test_bag_mutants.py",
+    "tests/ros/process/test_process.py",
+    "tests/ros/bags/test_bag_mutants.py",
     "tests/ros/test_soak.py",
 )
 FAST_TIER_IGNORES = [str(REPO / "tests" / name) for name in ("ros", "training")]

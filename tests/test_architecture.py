@@ -61,9 +61,9 @@ ONLY_IN = {
 LAZY = {
     ("depth_node.benchmarks.gpu", "depth_node.engine.cuda"),
     ("depth_node.benchmarks.speed", "depth_node.engine.ort"),
-    ("depth_node.cli.doctor", "depth_node.ros.graph"),  # rclpy
-    ("depth_node.cli.doctor", "depth_node.ros.results"),
-    ("depth_node.cli.layout", "depth_node.ros.layouts"),
+    ("depth_node.cli.doctor", "depth_node.ros.inputs.graph"),  # rclpy
+    ("depth_node.cli.doctor", "depth_node.ros.outputs.results"),
+    ("depth_node.cli.layout", "depth_node.ros.outputs.layouts"),
     ("depth_node.cli.main", "depth_node.ros.parameters"),  # rclpy
     ("depth_node.cli.replay", "depth_node.ros.bags"),  # ROS message packages
     ("depth_node.cli.replay", "depth_node.ros.bags.writer"),

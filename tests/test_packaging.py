@@ -131,7 +131,7 @@ def test_one_version() -> None:
 def test_every_ros_package_imported_is_declared() -> None:
     manifest = ElementTree.parse(REPO / "package.xml").getroot()
     declared = {element.text for element in manifest.findall("exec_depend")}
-    text = "\n".join(p.read_text() for p in (REPO / "depth_node/ros").glob("*.py"))
+    text = "\n".join(p.read_text() for p in (REPO / "depth_node/ros").rglob("*.py"))
     used = set(
         re.findall(
             r"^\s*(?:from|import) (\w+_(?:msgs|srvs|interfaces)|rclpy|tf2_ros|cv_bridge)",

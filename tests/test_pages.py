@@ -116,8 +116,8 @@ def test_a_launch_file_takes_the_arguments_that_a_page_gives_it(command: str, wh
 def test_the_readme_has_every_topic_and_launch_argument() -> None:
     readme = (REPO / "README.md").read_text(encoding="utf-8")
     pytest.importorskip("rclpy", reason="ROS 2 is not installed")
-    from depth_node.ros.inputs import INPUTS
-    from depth_node.ros.results import OUTPUTS
+    from depth_node.ros.inputs.subscriptions import INPUTS
+    from depth_node.ros.outputs.results import OUTPUTS
 
     launch = (REPO / "launch" / "depth_node.launch.py").read_text(encoding="utf-8")
     table = launch.split("ARGUMENTS = {")[1].split("\n}")[0]

@@ -159,7 +159,8 @@ def _doctor_cache(terminal: Console) -> None:
 
 def _doctor_ros(terminal: Console, seconds: float) -> list[str]:
     try:
-        from depth_node.ros import graph, results
+        from depth_node.ros.inputs import graph
+        from depth_node.ros.outputs import results
     except Exception as error:  # a message package built for another Python fails in many ways
         return [f"ROS 2 cannot be used ({one_line(error)}): {ROS_CURE}"]
     names = ("ROS_DISTRO", "ROS_DOMAIN_ID", "ROS_AUTOMATIC_DISCOVERY_RANGE", "ROS_LOCALHOST_ONLY")

@@ -49,7 +49,7 @@ def add(commands: Any) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     need_ros()
-    from depth_node.ros import layouts
+    from depth_node.ros.outputs import layouts
 
     if options.foxglove is None and options.rviz is None:
         raise UsageError("layout writes nothing yet: give --foxglove FILE.json or --rviz FILE.rviz")

@@ -18,11 +18,11 @@ from rcl_interfaces.msg import ParameterDescriptor
 from depth_node.config import ConfigError
 from depth_node.engine.sharing import Opener, SharedEngines
 from depth_node.inference import open_configured
-from depth_node.ros.guarded_node import GuardedNode
-from depth_node.ros.inputs import INPUTS
+from depth_node.ros.inputs.shared_topics import SharedTopics
+from depth_node.ros.inputs.subscriptions import INPUTS
 from depth_node.ros.node import DepthNode
-from depth_node.ros.process import run
-from depth_node.ros.shared_topics import SharedTopics
+from depth_node.ros.process.guarded_node import GuardedNode
+from depth_node.ros.process.nodes import run
 from depth_node.ros.transforms.tf import SharedTransforms, TfSource
 
 LIDARS = ("points", "scan")

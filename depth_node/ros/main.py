@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import sys
 
-from depth_node.ros.allocator import keep_memory
-from depth_node.ros.signals import end_at_once_on_stop
+from depth_node.ros.process.allocator import keep_memory
+from depth_node.ros.process.signals import end_at_once_on_stop
 
 
 def main() -> int:

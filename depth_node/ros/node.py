@@ -3,17 +3,11 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import ExitStack
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-from diagnostic_msgs.msg import DiagnosticArray
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
@@ -22,69 +16,39 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
 from std_srvs.srv import SetBool, Trigger
 
-from depth_node.calibration.mistaken_pose import MistakenPose
 from depth_node.config import ConfigError
-from depth_node.engine.opening import summary
 from depth_node.engine.sharing import Opener
-from depth_node.frame import FrameInput
-from depth_node.geometry.camera import Camera
-from depth_node.geometry.rolling_shutter import RollingShutter
 from depth_node.inference import open_configured
 from depth_node.monitor import Monitor, Situation
-from depth_node.pipeline import DepthPipeline, DepthResult
+from depth_node.pipeline import DepthPipeline
 from depth_node.ros import messages
-from depth_node.ros.bond import ManagerBond
-from depth_node.ros.camera_input import CameraInput
-from depth_node.ros.diagnostics import SeveralPublishers, frame_trouble, type_mismatch
-from depth_node.ros.extrinsics_watch import LiveWatch
-from depth_node.ros.guarded_node import (
+from depth_node.ros.image_work import ImageWork, Parts, PendingImage
+from depth_node.ros.inputs.camera import CameraInput
+from depth_node.ros.inputs.lidar import LidarInput, UnreadScan
+from depth_node.ros.inputs.shared_topics import SharedTopics
+from depth_node.ros.inputs.subscriptions import INPUTS, Inputs, input_types, topic_clashes
+from depth_node.ros.messages import LidarScan, place
+from depth_node.ros.outputs.extrinsics_watch import LiveWatch
+from depth_node.ros.outputs.health import Health, backend, engine_facts
+from depth_node.ros.outputs.publishers import Outputs, full_name
+from depth_node.ros.outputs.results import OUTPUTS
+from depth_node.ros.parameters import NodeParameters
+from depth_node.ros.process.bond import ManagerBond
+from depth_node.ros.process.guarded_node import (
     GuardedLifecycleNode,
     describe_exception,
     logged_transition,
 )
-from depth_node.ros.inputs import INPUTS, Inputs, input_types, topic_clashes
-from depth_node.ros.lidar import LidarInput, LidarPoints, UnreadScan
-from depth_node.ros.messages import LidarScan, place
-from depth_node.ros.outputs import Outputs, full_name
-from depth_node.ros.parameters import NodeParameters
-from depth_node.ros.process import run
-from depth_node.ros.results import (
-    OUTPUTS,
-    RECTIFIED,
-    TRANSPORT,
-    UNRECTIFIED,
-    depth_topic,
-    diagnostics_message,
-    frame_record,
-)
+from depth_node.ros.process.logs import forward_logs
+from depth_node.ros.process.nodes import run
+from depth_node.ros.process.worker import LatestWorker, Pace
 from depth_node.ros.settings import NEEDS_CLEANUP, NEEDS_DEACTIVATE, NodeConfig
-from depth_node.ros.shared_topics import SharedTopics
 from depth_node.ros.transforms.extrinsics import Extrinsics
-from depth_node.ros.transforms.ground import ObstacleView
-from depth_node.ros.transforms.motion import CameraMotion
 from depth_node.ros.transforms.poses import Poses
-from depth_node.ros.transforms.tf import (
-    NoTransformError,
-    SharedTransforms,
-    TfSource,
-    TransformSource,
-)
-from depth_node.ros.worker import LatestWorker, Pace
+from depth_node.ros.transforms.tf import SharedTransforms, TfSource, TransformSource
 
 _CLOSE_TIMEOUT_S = 30.0
-_FOREIGN_CLOCK_S = 60.0  # an image that old, or from the future, was stamped by another clock
 _SUCCESS, _FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
-
-
-@dataclass(frozen=True)
-class PendingImage:
-    """An image as it waits for the worker."""
-
-    message: Image | CompressedImage
-    stamp_ns: int
-    arrival_s: float
-    clock_s: float
-    """Its arrival by the clock that LiDAR messages' arrivals are taken from."""
 
 
 class DepthNode(GuardedLifecycleNode):
@@ -110,14 +74,12 @@ class DepthNode(GuardedLifecycleNode):
             self.resolve_topic_name("camera_info"),
             self.warn_throttled,
         )
-        self._raised: set[str] = set()
         self._enabled = True
-        self._mistaken = MistakenPose()
-        self._several = SeveralPublishers()
+        self._image_work = ImageWork(self, self._camera, self._monitor)
+        self._health: Health | None = None
         self._pipeline: DepthPipeline | None = None
         self._lidar: LidarInput | None = None
         self._poses: Poses | None = None
-        self._looked_at: CameraMotion | None = None  # its world_frame was judged
         self._worker: LatestWorker[PendingImage] | None = None
         self._outputs: Outputs | None = None
         self._bond: ManagerBond | None = None
@@ -143,7 +105,7 @@ class DepthNode(GuardedLifecycleNode):
             config = self._settings.config
             self._poses = Poses.of(config, self._transforms, self.warn_throttled)
             self._lidar = self._make_lidar(config, self._poses.extrinsics)
-            with _forward_logs(self.get_logger()):
+            with forward_logs(self.get_logger()):
                 self._pipeline = DepthPipeline(config, opener=self._opener)
                 self._pipeline.warm_up()
         except Exception as error:
@@ -151,14 +113,14 @@ class DepthNode(GuardedLifecycleNode):
             kind = "" if isinstance(error, (ConfigError, RuntimeError)) else f"{_kind(error)}: "
             self.get_logger().error(f"cannot be configured: {kind}{error}")
             return _FAILURE
-        self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
+        self._health = Health(self, self._monitor)
         self._housekeeping = [
             # Wall time: a paused simulation must not silence the diagnostics.
             self.create_timer(1.0, self._on_timer, clock=Clock(clock_type=ClockType.STEADY_TIME)),
             self.create_service(Trigger, "~/reset", self._on_reset),
             self.create_service(SetBool, "~/enable", self._on_enable),
         ]
-        self.get_logger().info(f"configured: {self._backend()}, fit {config.fit.method}")
+        self.get_logger().info(f"configured: {backend(self._pipeline)}, fit {config.fit.method}")
         return _SUCCESS
 
     @logged_transition
@@ -167,9 +129,9 @@ class DepthNode(GuardedLifecycleNode):
         config = self._settings.config
         self._forget()
         self._camera.forget()
-        self._raised.clear()
+        self._image_work.begin()
         self._monitor.reset(time.monotonic())
-        self._worker = LatestWorker(self._work, self._on_failure, "depth_node_worker")
+        self._worker = LatestWorker(self._work, self._image_work.failed, "depth_node_worker")
         try:
             self._outputs = Outputs(self)
             self._watch = LiveWatch(self, config.extrinsics_cpu_share, self._on_watch_failure)
@@ -261,9 +223,11 @@ class DepthNode(GuardedLifecycleNode):
             if self._poses is not None:
                 steps.callback(self._poses.close)
                 self._poses = None
+            if self._health is not None:
+                steps.callback(self._health.close)
+                self._health = None
             if self._housekeeping:
                 timer, *services = self._housekeeping
-                steps.callback(self.destroy_publisher, self._diagnostics)
                 for service in services:
                     steps.callback(self.destroy_service, service)
                 steps.callback(self.destroy_timer, timer)
@@ -277,7 +241,7 @@ class DepthNode(GuardedLifecycleNode):
             self._pipeline.reset()
         if self._watch is not None:
             self._watch.reset()
-        self._mistaken.forget()
+        self._image_work.forget()
         self._newest_ns, self._pace = 0, Pace()
 
     # --- parameters ------------------------------------------------------------------------------
@@ -486,163 +450,37 @@ class DepthNode(GuardedLifecycleNode):
 
     def _on_timer(self) -> None:
         self._hear_latched_info()
-        if self._worker is not None:
+        active, health = self._worker is not None, self._health
+        if health is None:
+            return
+        hint = ""
+        if active:
             frames = self._lidar.frames() if self._lidar is not None else {}
-            if doubt := self._several.doubt(self, {"image": 1, "camera_info": 1} | frames):
-                self.warn_throttled("publishers", doubt)
+            calibrated = self._camera.info is not None
+            hint = health.doubt_inputs(self._settings.config, frames, calibrated)
         extrinsics, misplaced = self._watch.report() if self._watch is not None else ({}, "")
+        subscribed = self._outputs.topics_with_subscribers() if self._outputs is not None else ()
         situation = Situation(
-            active=self._worker is not None,
+            active=active,
             enabled=self._enabled,
-            subscribers=len(self._outputs.topics_with_subscribers())
-            if self._outputs is not None
-            else 0,
-            backend=self._backend(),
+            subscribers=len(subscribed),
+            backend=backend(self._pipeline),
             image_topic=self.resolve_topic_name("image"),
-            engine=self._engine_facts(),
-            input_hint=self._input_hint(),
+            engine=engine_facts(self._pipeline),
+            input_hint=hint,
             extrinsics=extrinsics,
             misplaced=misplaced,
         )
-        report = self._monitor.report(time.monotonic(), situation)
-        array = diagnostics_message(
-            report, self.get_fully_qualified_name(), self._settings.config.model.path
-        )
-        array.header.stamp = self.get_clock().now().to_msg()
-        self._diagnostics.publish(array)
+        health.publish(situation, self._settings.config.model.path)
 
-    def _input_hint(self) -> str:
-        """Which input comes as another type than is read, where something is missing."""
-        silent = not self._monitor.recent("image") or self._camera.info is None
-        if self._worker is None or not (silent or not self._monitor.recent("scan")):
-            return ""
-        kinds = input_types(self._settings.config)
-        inputs = {
-            name: f"sensor_msgs/msg/{kind.__name__}"
-            for name, kind in sorted(kinds.items(), key=lambda item: item[0] != "image")
-        }
-        hint = type_mismatch(self, inputs)
-        if hint:
-            self.warn_throttled("input type", hint)
-        return hint
-
-    # --- the worker's thread ---------------------------------------------------------------------
+    # --- the worker's thread: see ImageWork ------------------------------------------------------
 
     def _work(self, pending: PendingImage) -> None:
-        pipeline, lidar, config = self._pipeline, self._lidar, self._settings.config
-        assert pipeline is not None and lidar is not None
-        try:
-            image, camera = self._camera.decode(pending.message, config)
-        except ValueError as error:  # a MessageError, or a calibration that cannot be used
-            self._monitor.refused(time.monotonic(), str(error))
-            self.warn_throttled(place(error), str(error))
-            return
-        wanted = self._wanted(camera)
-        if not wanted:
-            self._monitor.skipped_no_subscribers(time.monotonic())
-            return
-        lidar.wait(pending.stamp_ns, config.scan_wait_s)
-        motion = self._poses.motion if self._poses is not None else None
-        frame = pending.message.header.frame_id
-        shutter = None
-        if motion is not None and config.camera_readout_time_s > 0:
-            shutter = RollingShutter(camera, config.camera_readout_time_s)
-        points = lidar.collect(frame, pending.stamp_ns, motion, pending.clock_s, shutter)
-        observed = FrameInput(
-            image,
-            camera,
-            points.points,
-            points.T_camera_lidar,
-            points.age_s,
-            pending.stamp_ns,
-            self._pose(motion, frame, pending.stamp_ns),
-            noise_m=points.noise_m,
-            sources=points.sources,
-            echoes=points.echoes,
-        )
-        watch, header = self._watch, pending.message.header
-        with watch.frame_at_work() if watch is not None else nullcontext():
-            result = pipeline.process(observed)
-            stage_ms = dict(result.stage_ms)
-            start_s = time.perf_counter()
-            if self._outputs is not None:
-                self._outputs.publish(
-                    wanted, result, image, camera, header, config,
-                    lambda: self._obstacle_view(result, camera, pending),
-                )  # fmt: skip
-            stage_ms["publish"] = (time.perf_counter() - start_s) * 1e3
-        if points.sources and not points.echoes:
-            self._mistaken.look(observed, result.prediction)
-        if watch is not None and points.sources:
-            watch.offer_image(observed, header)
-        self._report(pending, points, result, stage_ms, camera)
-
-    def _obstacle_view(
-        self, result: DepthResult, camera: Camera, pending: PendingImage
-    ) -> ObstacleView | None:
-        poses, frame = self._poses, pending.message.header.frame_id
-        if poses is None:
-            return None
-        return poses.ground.view(result, camera, frame, pending.stamp_ns)
-
-    def _pose(
-        self, motion: CameraMotion | None, frame: str, stamp_ns: int
-    ) -> npt.NDArray[np.float64] | None:
-        """T_world_camera, None where it is not known."""
-        if motion is None:
-            return None
-        try:
-            pose = motion.pose(frame, stamp_ns)
-            if motion is not self._looked_at:  # once for each setting
-                self._looked_at = motion
-                if doubt := motion.doubt(frame):
-                    self.warn_throttled("world frame", doubt)
-            return pose
-        except NoTransformError as error:
-            self.warn_throttled("motion", str(error))
-            return None
-
-    def _wanted(self, camera: Camera) -> set[str]:
-        """The topics that somebody listens to and that this camera has something for."""
-        subscribed = self._outputs.topics_with_subscribers() if self._outputs is not None else set()
-        right = depth_topic(camera)
-        wrong = UNRECTIFIED if right == RECTIFIED else RECTIFIED
-        if subscribed & {wrong, wrong + TRANSPORT}:
-            has = "no distortion" if right == RECTIFIED else "distortion"
-            self.warn_throttled(
-                "wrong depth topic",
-                f"{self.resolve_topic_name(wrong)} stays silent: the image has {has},"
-                f" so its depth is on {self.resolve_topic_name(right)}",
-            )
-        return subscribed - {wrong, wrong + TRANSPORT}
-
-    def _report(
-        self,
-        pending: PendingImage,
-        points: LidarPoints,
-        result: DepthResult,
-        stage_ms: dict[str, float],
-        camera: Camera,
-    ) -> None:
-        now_s = time.monotonic()
-        stamp_ms: float | None = None
-        if messages.stamp_ns(pending.message.header.stamp):
-            behind_s = (self.get_clock().now().nanoseconds - pending.stamp_ns) * 1e-9
-            stamp_ms = behind_s * 1e3 if 0 <= behind_s < _FOREIGN_CLOCK_S else None
-        frame = pending.message.header.frame_id
-        trouble, kind = frame_trouble(points, result, camera, frame)
-        if not trouble and self._mistaken.sentence:
-            trouble, kind = self._mistaken.sentence, "mistaken pose"
-        if trouble:
-            self.warn_throttled(f"trouble {kind}", trouble)
-        record = frame_record(
-            result,
-            node_ms=(now_s - pending.arrival_s) * 1e3,
-            stage_ms=stage_ms,
-            stamp_ms=stamp_ms,
-            trouble=trouble,
-        )
-        self._monitor.published(now_s, record)
+        pipeline, lidar, poses, outputs = self._pipeline, self._lidar, self._poses, self._outputs
+        if pipeline is None or lidar is None or poses is None or outputs is None:
+            return  # deactivated meanwhile
+        parts = Parts(self._settings.config, pipeline, lidar, poses, outputs, self._watch)
+        self._image_work.run(pending, parts)
 
     def _on_scan_refusal(self, error: ValueError) -> None:
         self._monitor.scan_refused(time.monotonic(), str(error))
@@ -650,55 +488,6 @@ class DepthNode(GuardedLifecycleNode):
 
     def _on_watch_failure(self, error: Exception) -> None:
         self.warn_throttled("extrinsics watch", f"a frame was not judged: {error!r}")
-
-    def _on_failure(self, error: Exception) -> None:
-        """A frame made the worker raise: count it, log it once, go on with the next."""
-        if not self.context.ok():
-            return  # shutting down: publishers are gone
-        text = describe_exception(error)
-        self._monitor.failed(time.monotonic(), text)
-        kind = place(error)
-        if kind not in self._raised:
-            self._raised.add(kind)
-            self.get_logger().error(f"a frame failed and was left out: {text}")
-
-    # --- small things ----------------------------------------------------------------------------
-
-    def _backend(self) -> str:
-        model = self._pipeline.depth_model if self._pipeline is not None else None
-        return f"{model.engine.manifest.name} on {model.engine.backend}" if model else ""
-
-    def _engine_facts(self) -> dict[str, str]:
-        if self._pipeline is None:
-            return {}
-        depth, regions = self._pipeline.depth_model, self._pipeline.region_model
-        facts = summary(depth.engine) if depth else {}
-        if regions:
-            facts |= {f"of regions: {key}": text for key, text in summary(regions.engine).items()}
-        return facts
-
-
-@contextmanager
-def _forward_logs(logger: Any) -> Iterator[None]:
-    """What the package logs meanwhile (a build takes minutes) goes to the node's logger."""
-
-    class Handler(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            # rclpy keeps one severity for each place in the source that logs.
-            if record.levelno >= logging.WARNING:
-                logger.warning(record.getMessage())
-            else:
-                logger.info(record.getMessage())
-
-    source, handler = logging.getLogger("depth_node"), Handler(logging.INFO)
-    before = source.level
-    source.addHandler(handler)
-    source.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        source.removeHandler(handler)
-        source.setLevel(before)
 
 
 def _kind(error: BaseException) -> str:

@@ -171,7 +171,7 @@ def test_a_running_node_is_listed_as_such(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rclpy = pytest.importorskip("rclpy", reason="ROS 2 is not installed")
-    from depth_node.ros.results import OUTPUTS
+    from depth_node.ros.outputs.results import OUTPUTS
 
     monkeypatch.setenv("COLUMNS", "300")
     context = rclpy.context.Context()

@@ -33,8 +33,8 @@ from depth_node.engine.sharing import Opener
 from depth_node.inference import open_configured
 from depth_node.ros import messages
 from depth_node.ros.cameras import Cameras
-from depth_node.ros.guarded_node import GuardedNode
 from depth_node.ros.node import DepthNode
+from depth_node.ros.process.guarded_node import GuardedNode
 from tests.helpers.rig import (
     IDENTITY,
     PATIENCE_S,

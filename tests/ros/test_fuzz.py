@@ -248,7 +248,7 @@ def test_no_message_ends_the_node(network: Path, transport: str) -> None:
         rig.silent()
         assert rig.node._worker._thread.is_alive()
         assert rig.node._monitor.total("failed") == 0, [x for x in rig.logs if "failed" in x]
-        assert len(rig.node._warned) <= 64 and len(rig.node._raised) < 20
+        assert len(rig.node._warned) <= 64 and len(rig.node._image_work._raised) < 20
         if transport == "compressed":
             return
         rig.reset()

@@ -16,9 +16,9 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 
 from depth_node.config import ConfigError, build, describe
-from depth_node.ros.inputs import INPUTS
+from depth_node.ros.inputs.subscriptions import INPUTS
+from depth_node.ros.outputs.results import OUTPUTS
 from depth_node.ros.parameters import NodeParameters, descriptor, markdown
-from depth_node.ros.results import OUTPUTS
 from depth_node.ros.settings import ESSENTIAL, RENAMED, NodeConfig
 
 IDENTITY = [1.0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1]

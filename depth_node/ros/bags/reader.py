@@ -44,13 +44,13 @@ from depth_node.ros.bags.topics import (
     namespace,
 )
 from depth_node.ros.bags.transforms import BagTransforms
-from depth_node.ros.diagnostics import body_frame_hint
-from depth_node.ros.source_clock import (
+from depth_node.ros.inputs.source_clock import (
     SourceClock,
     SourceKey,
     clock_sentence,
     standing_sentence,
 )
+from depth_node.ros.outputs.diagnostics import body_frame_hint
 from depth_node.ros.transforms.extrinsics import far_apart, one_pose_for_all
 from depth_node.ros.transforms.motion import CameraMotion
 from depth_node.sentences import both_ends

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from depth_node.recordings.bag_files import BagError
-from depth_node.ros.results import OUTPUTS
+from depth_node.ros.outputs.results import OUTPUTS
 
 IMAGE = "sensor_msgs/msg/Image"
 COMPRESSED = "sensor_msgs/msg/CompressedImage"

@@ -23,7 +23,7 @@ from depth_node.pipeline import DepthResult
 from depth_node.recordings.files import FrameError, UnfinishedFile, reason_of
 from depth_node.recordings.sources import ScoredFrame
 from depth_node.ros import messages
-from depth_node.ros.results import (
+from depth_node.ros.outputs.results import (
     CAMERA_INFO,
     CONFIDENCE,
     DIAGNOSTICS,

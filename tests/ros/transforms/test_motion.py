@@ -20,7 +20,7 @@ from sensor_msgs.msg import Image, PointCloud2
 
 from depth_node.geometry.rigid import rigid_transform
 from depth_node.ros import messages
-from depth_node.ros.lidar import UnreadScan
+from depth_node.ros.inputs.lidar import UnreadScan
 from depth_node.ros.node import DepthNode
 from depth_node.ros.transforms.motion import CameraMotion
 from depth_node.ros.transforms.tf import NoTransformError, Transform, TransformSource

@@ -16,7 +16,7 @@ from sensor_msgs.msg import LaserScan, PointCloud2
 from depth_node.obstacles import ObstacleConfig, camera_above_ground
 from depth_node.ros import messages
 from depth_node.ros.node import DepthNode
-from depth_node.ros.results import OUTPUTS
+from depth_node.ros.outputs.results import OUTPUTS
 from depth_node.ros.transforms.tf import NoTransformError, Transform, TransformSource
 from tests.helpers.rig import PATIENCE_S, Rig, settings, until
 

@@ -11,8 +11,8 @@ from typing import Any, TypeAlias
 from rclpy.qos import qos_profile_sensor_data
 from rclpy.qos_overriding_options import QoSOverridingOptions
 
-from depth_node.ros.guarded_node import GuardedNode
-from depth_node.ros.lidar import UnreadScan
+from depth_node.ros.inputs.lidar import UnreadScan
+from depth_node.ros.process.guarded_node import GuardedNode
 
 Receiver: TypeAlias = Callable[[UnreadScan], None]
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from depth_node.ros.results import (
+from depth_node.ros.outputs.results import (
     CAMERA_INFO,
     CONFIDENCE,
     DIAGNOSTICS,

@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("rclpy", reason="rclpy is not installed")
 
-from depth_node.ros.worker import LatestWorker, Pace
+from depth_node.ros.process.worker import LatestWorker, Pace
 
 
 def test_the_newest_wins_and_whoever_offers_hears_of_drops() -> None:

@@ -17,7 +17,7 @@ from sensor_msgs.msg import Image
 
 from depth_node.geometry.camera import Camera
 from depth_node.ros import messages
-from depth_node.ros.lidar import LidarInput, UnreadScan
+from depth_node.ros.inputs.lidar import LidarInput, UnreadScan
 from depth_node.ros.messages import MessageError, depth_image_scan
 from depth_node.ros.transforms.extrinsics import Extrinsics
 from tests.helpers.rig import (

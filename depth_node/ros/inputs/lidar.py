@@ -20,6 +20,12 @@ from depth_node.geometry.point_times import BelievedTimes
 from depth_node.geometry.rolling_shutter import RollingShutter
 from depth_node.geometry.scan_buffer import Scan, ScanBuffer
 from depth_node.geometry.seen_points import Exposure, SeenPoints, SensorKind
+from depth_node.ros.inputs.source_clock import (
+    SourceClock,
+    SourceKey,
+    clock_sentence,
+    standing_sentence,
+)
 from depth_node.ros.messages import (
     LidarScan,
     RefusedScanError,
@@ -27,12 +33,6 @@ from depth_node.ros.messages import (
     lidar_scan,
     not_registered,
     place,
-)
-from depth_node.ros.source_clock import (
-    SourceClock,
-    SourceKey,
-    clock_sentence,
-    standing_sentence,
 )
 from depth_node.ros.transforms.extrinsics import Extrinsics, far_apart, one_pose_for_all
 from depth_node.ros.transforms.motion import CameraMotion

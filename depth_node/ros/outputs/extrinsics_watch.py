@@ -13,7 +13,7 @@ from std_msgs.msg import Header
 from depth_node.calibration.monitor import Verdict
 from depth_node.calibration.watch import BackgroundWatch
 from depth_node.frame import FrameInput
-from depth_node.ros.results import EXTRINSICS, extrinsics_report, pose_message
+from depth_node.ros.outputs.results import EXTRINSICS, extrinsics_report, pose_message
 
 
 class LiveWatch(BackgroundWatch):

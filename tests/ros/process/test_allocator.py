@@ -15,7 +15,7 @@ pytest.importorskip("rclpy", reason="ROS 2 is not installed")
 PEAKS = """
 import threading
 import numpy as np
-from depth_node.ros.allocator import Memory
+from depth_node.ros.process.allocator import Memory
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * 4096 >> 20
 memory, held = Memory(), []
@@ -49,7 +49,7 @@ print(*[5 * i for i, given in enumerate(looks) if given])
 FAULTS = """
 import resource, sys, threading
 import numpy as np
-from depth_node.ros.allocator import keep_memory
+from depth_node.ros.process.allocator import keep_memory
 kept = keep_memory() if sys.argv[1] == "keep" else False
 def frames():
     for _ in range(20):
@@ -145,7 +145,7 @@ def test_the_threads_of_the_executable_share_one_arena() -> None:
 
 LARGE = """
 import numpy as np
-from depth_node.ros.allocator import Memory
+from depth_node.ros.process.allocator import Memory
 resident = lambda: int(open("/proc/self/statm").read().split()[1]) * 4096 >> 20
 memory = Memory()
 start = resident()

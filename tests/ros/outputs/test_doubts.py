@@ -15,8 +15,8 @@ from sensor_msgs.msg import CameraInfo, Image, LaserScan, PointCloud2
 
 from depth_node.obstacles import ObstacleConfig
 from depth_node.ros import messages
-from depth_node.ros.diagnostics import SeveralPublishers
-from depth_node.ros.lidar import LidarInput, UnreadScan
+from depth_node.ros.inputs.lidar import LidarInput, UnreadScan
+from depth_node.ros.outputs.diagnostics import SeveralPublishers
 from depth_node.ros.transforms.extrinsics import Extrinsics
 from depth_node.ros.transforms.ground import Ground
 from depth_node.ros.transforms.motion import CameraMotion

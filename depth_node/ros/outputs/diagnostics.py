@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rclpy.node import Node
 
     from depth_node.pipeline import DepthResult
-    from depth_node.ros.lidar import LidarPoints
+    from depth_node.ros.inputs.lidar import LidarPoints
 
 _IMAGE, _COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
 _CURES = {

@@ -13,7 +13,7 @@ pytest.importorskip("rclpy", reason="ROS 2 is not installed")
 from sensor_msgs.msg import Image, PointCloud2, PointField, Range
 
 from depth_node.ros import messages
-from depth_node.ros.lidar import LidarInput, UnreadScan
+from depth_node.ros.inputs.lidar import LidarInput, UnreadScan
 from depth_node.ros.messages import MessageError, lidar_scan, range_scan
 from depth_node.ros.transforms.extrinsics import Extrinsics
 from tests.helpers.rig import PATIENCE_S, Rig, camera_image, header, info, until

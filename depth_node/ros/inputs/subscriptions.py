@@ -15,11 +15,11 @@ from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy, qos_profi
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, LaserScan, PointCloud2, Range
 
-from depth_node.ros.lidar import UnreadScan
-from depth_node.ros.outputs import full_name
-from depth_node.ros.results import OUTPUTS
+from depth_node.ros.inputs.lidar import UnreadScan
+from depth_node.ros.inputs.shared_topics import SharedTopics
+from depth_node.ros.outputs.publishers import full_name
+from depth_node.ros.outputs.results import OUTPUTS
 from depth_node.ros.settings import NodeConfig
-from depth_node.ros.shared_topics import SharedTopics
 
 INPUTS = ("image", "camera_info", "points", "scan", "landmarks", "depth", "range")
 

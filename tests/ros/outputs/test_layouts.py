@@ -14,8 +14,8 @@ import yaml
 pytest.importorskip("rclpy", reason="ROS 2 is not installed")
 
 from depth_node.cli.main import main
-from depth_node.ros import layouts
-from depth_node.ros.layouts import NodeTopics
+from depth_node.ros.outputs import layouts
+from depth_node.ros.outputs.layouts import NodeTopics
 from tests.helpers.rig import Rig, settings
 
 REMAPS = (

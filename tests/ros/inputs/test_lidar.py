@@ -14,7 +14,7 @@ from sensor_msgs.msg import LaserScan, PointCloud2
 
 from depth_node.geometry.camera import Camera
 from depth_node.geometry.rolling_shutter import RollingShutter
-from depth_node.ros.lidar import LidarInput, LidarPoints, UnreadScan
+from depth_node.ros.inputs.lidar import LidarInput, LidarPoints, UnreadScan
 from depth_node.ros.messages import place, table_message
 from depth_node.ros.transforms.extrinsics import Extrinsics
 from depth_node.ros.transforms.motion import CameraMotion
@@ -175,7 +175,7 @@ def test_while_nobody_listens_one_message_of_each_lidar_is_kept() -> None:
 
 
 def test_what_waits_is_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("depth_node.ros.lidar._MOST_WAITING_BYTES", 10 * POINTS.nbytes)
+    monkeypatch.setattr("depth_node.ros.inputs.lidar._MOST_WAITING_BYTES", 10 * POINTS.nbytes)
     source = lidar(max_scan_age_s=10.0)
     for i in range(50):
         offer(source, i / 10, i / 10)

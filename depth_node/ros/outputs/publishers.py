@@ -15,7 +15,7 @@ from std_msgs.msg import Header
 
 from depth_node.geometry.camera import Camera
 from depth_node.pipeline import DepthResult
-from depth_node.ros.results import OUTPUTS, TRANSPORT, message_makers
+from depth_node.ros.outputs.results import OUTPUTS, TRANSPORT, message_makers
 from depth_node.ros.settings import NodeConfig
 from depth_node.ros.transforms.ground import ObstacleView
 

@@ -20,9 +20,9 @@ import rclpy
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.signals import SignalHandlerOptions
 
-from depth_node.ros.allocator import Memory
-from depth_node.ros.guarded_node import GuardedNode
-from depth_node.ros.signals import on_stop
+from depth_node.ros.process.allocator import Memory
+from depth_node.ros.process.guarded_node import GuardedNode
+from depth_node.ros.process.signals import on_stop
 
 _LOOK_S = 5.0  # between two looks at the memory of the process
 _CURES = {  # what rcl's refusals say -> what to do about it
