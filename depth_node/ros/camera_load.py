@@ -38,16 +38,16 @@ from depth_node.ros.demo import (
     wait_for_publisher,
 )
 
-_LOST_S = 2.0  # an image without an answer by then was lost on its way, or its camera is broken
+_LOST_S = 2.0  # an image without depth by then was lost, or its node is broken
 _LIDAR_HZ = 10.0
 
 
 class Load:
-    """A LiDAR and cameras, of which each has one image on its way at a time."""
+    """A LiDAR and cameras; each camera has one image on its way at a time."""
 
     def __init__(self, node: Node, frames: Path, cameras: list[str]) -> None:
         self._node = node
-        # Serialised once, as the load's own work is no part of what is measured.
+        # Serialised once, because the work of the load is not to be measured.
         self._frames: list[tuple[bytes, bytes, bytes]] = []
         camera_frame, lidar_frame = Header(frame_id=CAMERA_FRAME), Header(frame_id=LIDAR_FRAME)
         for frame in (read_frame(folder) for folder in find_frames(frames)):
@@ -75,7 +75,7 @@ class Load:
             node.create_subscription(Image, topic, callback, QoSProfile(depth=5), raw=True)
 
     def run(self, seconds: float) -> float:
-        """Play for a while; the seconds that it took."""
+        """Play for a number of seconds; return the seconds that it took."""
         begin = now = time.monotonic()
         next_scan = begin
         for camera in self._images:
@@ -93,7 +93,7 @@ class Load:
         return now - begin
 
     def forget(self) -> None:
-        """What came so far does not count."""
+        """Forget the images counted so far."""
         self.lost = 0
         for times in self.latency_ms.values():
             times.clear()
@@ -120,7 +120,7 @@ class Load:
 
 
 def _stamped(message: bytes, stamp: bytes) -> bytes:
-    """A serialised message with another stamp, which follows the four bytes of CDR's head."""
+    """Return a serialised message with another stamp, which follows the 4-byte CDR header."""
     return b"".join((message[:4], stamp, message[12:]))
 
 
@@ -143,7 +143,7 @@ def _load(node: Node, options: argparse.Namespace) -> None:
             change(node, transition, options.timeout, f"/{camera}/depth_node")
     for camera in cameras:
         wait_for_publisher(node, f"/{camera}/depth_node/depth/image_rect", options.timeout)
-    load.run(2.0)  # until all have found each other and worked on some images
+    load.run(2.0)  # until discovery is done and each node has processed some images
     load.forget()
     say("ready")
     while (word := words.next_word(wait_s=1.0)) not in ("go", "stop"):

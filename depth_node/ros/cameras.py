@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Several cameras in one process: a DepthNode for each, shared networks, LiDARs and TF.
+"""Several cameras in one process: a DepthNode for each, with shared networks, LiDARs and TF.
 
 The node `depth_cameras` names the cameras and their topics. Each camera is a lifecycle node of its
 own, `<camera>/depth_node`, with its own parameters, callbacks, worker, memory and diagnostics.
@@ -31,9 +31,9 @@ _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
 @dataclass(frozen=True)
 class CameraTopics:
-    """A camera's name, which is its namespace too, and where its inputs come from.
+    """A camera's name, which is also its namespace, and the topics of its inputs.
 
-    inputs: name as DepthNode calls it -> topic, absolute.
+    inputs: name in DepthNode -> absolute topic.
     """
 
     name: str
@@ -41,13 +41,14 @@ class CameraTopics:
 
 
 class Cameras(GuardedNode):
-    """Reads which cameras there are, subscribes to LiDARs and TF for all, brings them up.
+    """Reads the list of cameras, subscribes to LiDARs and TF for all of them, and creates their
+    nodes.
 
-    Raises ConfigError with cause and cure if the parameters name no camera, or one that cannot be.
+    Raises ConfigError with cause and cure if the parameters name no camera, or an invalid one.
     """
 
     def __init__(self, opener: Opener = open_configured, **node_arguments: Any) -> None:
-        """opener: opens the networks. node_arguments: rclpy's, the context goes to cameras too."""
+        """opener: opens the networks. node_arguments: rclpy's; the cameras get the same context."""
         super().__init__("depth_cameras", **node_arguments)
         self._opener = opener
         names = self._names()
@@ -65,7 +66,7 @@ class Cameras(GuardedNode):
         self.cameras = [self._camera(name, shared) for name in _checked(names)]
 
     def make_nodes(self) -> list[DepthNode]:
-        """The cameras' nodes, which have their networks, LiDARs and TF in common."""
+        """Return the cameras' nodes, which share their networks, LiDARs and TF."""
         engines = SharedEngines(self._opener)
         nodes = [
             DepthNode(
@@ -81,7 +82,7 @@ class Cameras(GuardedNode):
         return nodes
 
     def _warn_of_one_pose(self, nodes: Sequence[DepthNode]) -> None:
-        """A T_camera_lidar in the part of the file that is for all cameras."""
+        """Warn if cameras share a T_camera_lidar, as from a parameter file's part for all nodes."""
         seen: dict[tuple[float, ...], str] = {}
         for node, camera in zip(nodes, self.cameras, strict=True):
             pose = node.config.T_camera_lidar
@@ -105,14 +106,14 @@ class Cameras(GuardedNode):
         return CameraTopics(name, inputs)
 
     def _arguments(self, camera: CameraTopics) -> list[str]:
-        """What only this camera's node is told; it wins over what the process is told."""
+        """Return the arguments of this camera's node alone; they override those of the process."""
         namespace = f"{self.get_namespace().rstrip('/')}/{camera.name}"
         rules = {"__ns": namespace, "__node": "depth_node", **camera.inputs}
         return ["--ros-args", *(word for pair in rules.items() for word in ("-r", ":=".join(pair)))]
 
     def _names(self) -> list[str]:
         about = _read_only("Names of the cameras, each its namespace.")
-        about.dynamic_typing = True  # an empty list has no type
+        about.dynamic_typing = True  # an empty list of cameras has no type
         value = self.declare_parameter("cameras", None, about).value
         if isinstance(value, str) or not all(isinstance(name, str) for name in value or ()):
             raise ConfigError(f"cameras is {value!r}: give a list of names, such as [front, left]")
@@ -122,7 +123,7 @@ class Cameras(GuardedNode):
         return bool(self.declare_parameter(name, False, _read_only(description)).value)
 
     def _topic(self, name: str, default: str, description: str) -> str:
-        """The topic that a parameter names, absolute."""
+        """Declare a parameter that names a topic; return the absolute topic."""
         text = str(self.declare_parameter(name, default, _read_only(description)).value)
         return str(self.resolve_topic_name(text))
 
@@ -150,14 +151,14 @@ def _read_only(description: str) -> ParameterDescriptor:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the cameras until SIGINT or SIGTERM; the exit status is 0 then, 2 without a camera."""
+    """Run the cameras until SIGINT or SIGTERM; return 0 then, 2 without a camera."""
     autostart = False
 
     def make() -> list[GuardedNode]:
         nonlocal autostart
         owner = Cameras()
         autostart = owner.autostart
-        return [*owner.make_nodes(), owner]  # the last to be destroyed subscribes for the others
+        return [*owner.make_nodes(), owner]  # destroyed last, because it subscribes for the others
 
     def begin(node: GuardedNode) -> None:
         if autostart and isinstance(node, DepthNode):

@@ -41,32 +41,32 @@ from depth_node.ros import messages
 CAMERA_FRAME = "camera_optical_frame"
 LIDAR_FRAME = "lidar"
 NODE = "/depth_node"
-TRANSITIONS = {  # name -> number, the state that it leads to
+TRANSITIONS = {  # name -> number, state after it
     "configure": (Transition.TRANSITION_CONFIGURE, "inactive"),
     "activate": (Transition.TRANSITION_ACTIVATE, "active"),
     "deactivate": (Transition.TRANSITION_DEACTIVATE, "inactive"),
     "cleanup": (Transition.TRANSITION_CLEANUP, "unconfigured"),
 }
 ASK_AGAIN_S = 15.0
-DISCOVERY_S = 10.0  # an announcement that is lost is repeated every three seconds
+DISCOVERY_S = 10.0  # a lost announcement is repeated every three seconds
 XYZ = np.dtype([("x", "f4"), ("y", "f4"), ("z", "f4")])
 
 
 def say(event: str, **facts: Any) -> None:
-    """One line for the demo."""
+    """Write one line of JSON, an event, for the demo."""
     print(json.dumps({"event": event, **facts}), flush=True)
 
 
 class Words:
-    """What the demo says on standard input, one word a line; its end counts as `stop`."""
+    """The words of the demo on standard input, one a line; end of input counts as `stop`."""
 
     def __init__(self) -> None:
         self._words: queue.Queue[str] = queue.Queue()
         threading.Thread(target=self._read, daemon=True).start()
 
     def _read(self) -> None:
-        # Straight from the descriptor: a daemon thread that sits in a buffered reader would hold
-        # its lock while the interpreter ends.
+        # Read from the descriptor: a daemon thread that waits in a buffered reader would hold its
+        # lock while the interpreter ends.
         pending = b""
         while chunk := os.read(0, 4096):
             *lines, pending = (pending + chunk).split(b"\n")
@@ -75,7 +75,7 @@ class Words:
         self._words.put("stop")
 
     def next_word(self, wait_s: float = 0.0) -> str:
-        """The next word, or "" when none comes in time."""
+        """Return the next word, or "" if none comes in time."""
         try:
             return self._words.get(timeout=wait_s) if wait_s > 0 else self._words.get_nowait()
         except queue.Empty:
@@ -86,7 +86,8 @@ class Words:
 
 
 def publish(options: argparse.Namespace, node: Node, words: Words) -> None:
-    """Play the frames of a folder back and forth at a fixed rate, stamped with the time now."""
+    """Publish the frames of a folder forth and back at a fixed rate, with the present time as
+    stamp."""
     frames = [read_frame(folder) for folder in find_frames(options.frames)]
     qos = qos_profile_sensor_data
     info_out = node.create_publisher(CameraInfo, "camera_info", qos)
@@ -113,7 +114,7 @@ def publish(options: argparse.Namespace, node: Node, words: Words) -> None:
             break
         index = there_and_back(number, len(frames))
         stamp = node.get_clock().now()
-        # Before it is published: whoever gets the message finds its line.
+        # Written before it is published, so that a listener finds the line of each message.
         row = {"number": number, "index": index, "stamp": stamp.nanoseconds}
         row["lidar"] = number not in range(*options.unplugged)
         log.write(json.dumps(row) + "\n")
@@ -128,13 +129,17 @@ def publish(options: argparse.Namespace, node: Node, words: Words) -> None:
         say("published", number=number)
     log.close()
     say("finished")
-    while words.next_word(wait_s=0.2) != "stop":  # keep the publishers alive until all has arrived
+    while (
+        words.next_word(wait_s=0.2) != "stop"
+    ):  # keep the publishers until all messages have arrived
         pass
 
 
 def wait_for_subscriber(publisher: Any) -> None:
-    """Wait until somebody has found a publisher, but no longer than discovery may take: images of
-    before are lost, and where nobody comes, those that report it must still see them go out.
+    """Wait until a publisher has a subscriber, at most for the time of a discovery.
+
+    Earlier images would be lost; without any subscriber they are published all the same, for
+    whoever reports that they are lost.
     """
     end = time.monotonic() + DISCOVERY_S
     while not publisher.get_subscription_count() and time.monotonic() < end:
@@ -144,14 +149,14 @@ def wait_for_subscriber(publisher: Any) -> None:
 def turned_lidar(
     points: npt.NDArray[np.float32], T_camera_lidar: npt.NDArray[np.float64], degrees: float
 ) -> npt.NDArray[np.float64]:
-    """The points (N, 3) as a LiDAR has them that was turned on its mount, about the camera's y."""
+    """Return the points (N, 3) of a LiDAR turned on its mount, about the camera's y axis."""
     turn = np.eye(4)
     turn[:3, :3] = Rotation.from_euler("y", degrees, degrees=True).as_matrix()
     return transform(invert_rigid(turn @ T_camera_lidar) @ T_camera_lidar, points)
 
 
 def there_and_back(number: int, count: int) -> int:
-    """0, 1, ... count - 1, count - 2, ... 1, 0, 1, ...: a path without a jump at its end."""
+    """Return 0, 1, ... count - 1, count - 2, ... 1, 0, 1, ...: a path without a jump at its end."""
     if count == 1:
         return 0
     place = number % (2 * count - 2)
@@ -162,7 +167,7 @@ def there_and_back(number: int, count: int) -> int:
 
 
 class Listener:
-    """Counts and times every depth image, keeps those that the demo will score."""
+    """Counts and times every depth image, and keeps those that the demo will score."""
 
     def __init__(self, node: Node, folder: Path, keep_every: int) -> None:
         self.folder = folder
@@ -170,8 +175,8 @@ class Listener:
         self.latency_ms: list[float] = []
         self.arrival_ms: list[float] = []
         self.diagnostics: dict[str, str] = {}
-        self.states: list[tuple[int, str]] = []  # (ns, fit status), at 1 Hz
-        self.extrinsics: list[tuple[int, str]] = []  # what was said of them, from which image on
+        self.states: list[tuple[int, str]] = []  # (time of arrival in ns, fit status)
+        self.extrinsics: list[tuple[int, str]] = []  # (first image, its report)
         self._newest = -1
         self._last_kept = -1
         self._lines = 0
@@ -179,7 +184,7 @@ class Listener:
         self._node = node
         node.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 10)
         qos = QoSProfile(depth=10)  # reliable
-        # rclpy hands a callback of two arguments what it knows about the message as well.
+        # rclpy passes a callback with two arguments the message's metadata too.
         callback: Any = self._on_depth
         node.create_subscription(Image, f"{NODE}/depth/image_rect", callback, qos)
 
@@ -197,7 +202,7 @@ class Listener:
     def _on_depth(self, message: Image, about: Any) -> None:
         now_ns = time.time_ns()
         stamp = messages.stamp_ns(message.header.stamp)
-        # When the node handed it to the middleware, without the way to us.
+        # When the node gave it to the middleware, without the transport.
         published_ns = about["source_timestamp"] or now_ns
         number = self._number(stamp)
         if number < 0:
@@ -211,11 +216,11 @@ class Listener:
             np.save(self.folder / f"live_{number:05d}.npy", messages.image_view(message))
 
     def is_found(self) -> bool:
-        """Whether the node says that a topic of its depth has a subscriber: we are the only one."""
+        """Return whether the node reports a subscriber of its depth, which is this listener."""
         return self.diagnostics.get("subscribers", "0") != "0"
 
     def _number(self, stamp: int) -> int:
-        """Which published image has this stamp; -1 for none."""
+        """Return the number of the published image with this stamp; -1 for none."""
         if stamp not in self._numbers:
             text = (self.folder / "published.jsonl").read_text(encoding="utf-8")
             lines = text[: text.rfind("\n") + 1].splitlines()
@@ -227,17 +232,17 @@ class Listener:
 
 
 def listen(options: argparse.Namespace, node: Node, words: Words) -> None:
-    """Bring the node to active, then listen until told to stop; report what came."""
+    """Bring the node to active, receive until `stop`, and report what was received."""
     if options.lifecycle:
         change(node, "configure", options.timeout)
     listener = Listener(node, options.folder, options.keep_every)
     if options.lifecycle:
         change(node, "activate", options.timeout)
     wait_for_publisher(node, f"{NODE}/depth/image_rect", options.timeout)
-    # The node does no work without a subscriber: it must have found us before the first image.
+    # Without a subscriber the node processes no image, so it must find us before the first.
     if options.lifecycle:
         spin_until(node, listener.is_found, DISCOVERY_S)
-    else:  # a bare node does not say what it has found
+    else:  # a bare node has no diagnostics
         spin_until(node, lambda: False, 0.5)
     say("ready")
     while words.next_word() != "stop":
@@ -257,10 +262,10 @@ def listen(options: argparse.Namespace, node: Node, words: Words) -> None:
 
 
 def change(node: Node, name: str, timeout_s: float, target: str = NODE) -> None:
-    """One lifecycle transition of a node, as `ros2 lifecycle set` asks for it.
+    """Request a lifecycle transition of a node, as `ros2 lifecycle set` does.
 
-    A service may answer before its way back to a new client is up; the answer is lost then. So the
-    request is made again after a while, and the state decides.
+    A service may answer before its connection to a new client is complete, and the answer is lost.
+    So the request is repeated after a while, and the node's state is checked.
     """
     transition, goal = TRANSITIONS[name]
     request = ChangeState.Request()
@@ -282,7 +287,7 @@ def change(node: Node, name: str, timeout_s: float, target: str = NODE) -> None:
 
 
 def call(node: Node, kind: Any, service: str, request: Any, end: float) -> Any:
-    """The answer of a service, or None when none comes for a while; `end` is the latest time."""
+    """Return the answer of a service, or None if none comes for a while. end: the latest time."""
     client = node.create_client(kind, service)
     try:
         while not client.service_is_ready():
@@ -299,14 +304,14 @@ def call(node: Node, kind: Any, service: str, request: Any, end: float) -> Any:
 
 
 def spin_until(node: Node, condition: Callable[[], bool], patience_s: float) -> None:
-    """Take messages until a condition holds, or for as long as patience lasts."""
+    """Take messages until a condition holds, at most for patience_s."""
     end = time.monotonic() + patience_s
     while not condition() and time.monotonic() < end:
         rclpy.spin_once(node, timeout_sec=0.05)
 
 
 def wait_for_publisher(node: Node, topic: str, timeout_s: float) -> None:
-    """Wait until somebody publishes a topic."""
+    """Wait until a topic has a publisher."""
     end = time.monotonic() + timeout_s
     while not node.count_publishers(topic):
         if time.monotonic() > end:
@@ -318,7 +323,7 @@ def wait_for_publisher(node: Node, topic: str, timeout_s: float) -> None:
 
 
 def answer_barely(options: argparse.Namespace, node: Node, words: Words) -> None:
-    """What a node costs that does nothing: each image is answered with zeros of its size."""
+    """Answer each image with zeros of its size, to measure the cost of a node without a method."""
     out = node.create_publisher(Image, f"{NODE}/depth/image_rect", QoSProfile(depth=5))
     zeros: dict[tuple[int, int], npt.NDArray[Any]] = {}
 
@@ -336,9 +341,11 @@ ROLES = {"publish": publish, "listen": listen, "bare": answer_barely}
 
 
 def run_steered(name: str, work: Callable[[Node], None]) -> int:
-    """A process that another one steers by words, with a node of this name: the exit status. What
-    it fails with, a RuntimeError, is said to the other."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # who started it tells it when to stop
+    """Run a process that another one controls by words, with a node of this name.
+
+    Returns the exit status. A RuntimeError of `work` is reported to the other process.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started it says when to stop
     rclpy.init(args=[], signal_handler_options=rclpy.SignalHandlerOptions.NO)
     node = rclpy.create_node(name, start_parameter_services=False)
     try:
@@ -353,7 +360,7 @@ def run_steered(name: str, work: Callable[[Node], None]) -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one of the processes."""
+    """Run one of the processes; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
     roles = parser.add_subparsers(dest="role", required=True)
     publishing = roles.add_parser("publish")

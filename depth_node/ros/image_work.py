@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the worker does with one image: points to it, depth from both, messages, a record."""
+"""The processing of one image: its points, its depth, the messages and the monitor's record."""
 
 from __future__ import annotations
 
@@ -37,23 +37,23 @@ from depth_node.ros.transforms.motion import CameraMotion
 from depth_node.ros.transforms.poses import Poses
 from depth_node.ros.transforms.tf import NoTransformError
 
-_FOREIGN_CLOCK_S = 60.0  # an image that old, or from the future, was stamped by another clock
+_FOREIGN_CLOCK_S = 60.0  # an older image, or one from the future, has the stamp of another clock
 
 
 @dataclass(frozen=True)
 class PendingImage:
-    """An image as it waits for the worker."""
+    """An image that waits for the worker."""
 
     message: Image | CompressedImage
     stamp_ns: int
     arrival_s: float
     clock_s: float
-    """Its arrival by the clock that LiDAR messages' arrivals are taken from."""
+    """Its arrival, by the clock of the LiDAR messages' arrivals."""
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What an active node works with, as it is when a frame begins."""
+    """The parts and settings of an active node, as they are when a frame begins."""
 
     config: NodeConfig
     pipeline: DepthPipeline
@@ -69,19 +69,19 @@ class ImageWork:
     def __init__(self, node: GuardedNode, camera: CameraInput, monitor: Monitor) -> None:
         self._node, self._camera, self._monitor = node, camera, monitor
         self._mistaken = MistakenPose()
-        self._looked_at: CameraMotion | None = None  # its world_frame was judged
+        self._looked_at: CameraMotion | None = None  # the motion whose world_frame was checked
         self._raised: set[str] = set()  # places that raised and were logged
 
     def begin(self) -> None:
-        """A new activation: what raises is logged again."""
+        """Log the failures of a new activation again."""
         self._raised.clear()
 
     def forget(self) -> None:
-        """Nothing of earlier frames counts any more."""
+        """Forget earlier frames."""
         self._mistaken.forget()
 
     def run(self, pending: PendingImage, parts: Parts) -> None:
-        """Work on an image; what cannot be used is counted and warned of."""
+        """Process an image; one that cannot be used is counted and causes a warning."""
         pipeline, config, watch = parts.pipeline, parts.config, parts.watch
         try:
             image, camera = self._camera.decode(pending.message, config)
@@ -129,9 +129,9 @@ class ImageWork:
         self._report(pending, points, result, stage_ms, camera)
 
     def failed(self, error: Exception) -> None:
-        """A frame made the worker raise: count it, log it once, go on with the next."""
+        """Count an exception of the worker and log each kind once; the worker goes on."""
         if not self._node.context.ok():
-            return  # shutting down: publishers are gone
+            return  # rclpy is shut down, so publishing fails
         text = describe_exception(error)
         self._monitor.failed(time.monotonic(), text)
         kind = place(error)
@@ -142,12 +142,12 @@ class ImageWork:
     def _pose(
         self, motion: CameraMotion | None, frame: str, stamp_ns: int
     ) -> npt.NDArray[np.float64] | None:
-        """T_world_camera, None where it is not known."""
+        """Return T_world_camera (4, 4), None if it is not known."""
         if motion is None:
             return None
         try:
             pose = motion.pose(frame, stamp_ns)
-            if motion is not self._looked_at:  # once for each setting
+            if motion is not self._looked_at:  # once for each world_frame
                 self._looked_at = motion
                 if doubt := motion.doubt(frame):
                     self._node.warn_throttled("world frame", doubt)
@@ -157,7 +157,7 @@ class ImageWork:
             return None
 
     def _wanted(self, camera: Camera, outputs: Outputs) -> set[str]:
-        """The topics that somebody listens to and that this camera has something for."""
+        """Return the topics that have a subscriber and that this camera has messages for."""
         subscribed = outputs.topics_with_subscribers()
         right = depth_topic(camera)
         wrong = UNRECTIFIED if right == RECTIFIED else RECTIFIED

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The executables `depth_node` and `depth_cameras`, or one sentence where ROS 2 is missing."""
+"""The executables `depth_node` and `depth_cameras`; without ROS 2 they print one sentence."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from depth_node.ros.process.signals import end_at_once_on_stop
 
 
 def main() -> int:
-    """Run the node; the exit status. 2 without ROS 2, with one sentence on standard error."""
+    """Run the node; return the exit status: 2 and one sentence on standard error without ROS 2."""
     end_at_once_on_stop()
-    keep_memory()  # now: rclpy starts threads at its import
+    keep_memory()  # before rclpy, which starts threads at its import
     try:
         from depth_node.ros import node  # imports rclpy and the message packages
     except ModuleNotFoundError as error:
@@ -21,7 +21,7 @@ def main() -> int:
 
 
 def main_cameras() -> int:
-    """Run several cameras in this process; the exit status as that of main()."""
+    """Run several cameras in this process; return the exit status, as main() does."""
     end_at_once_on_stop()
     keep_memory()
     try:

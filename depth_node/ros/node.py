@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The lifecycle node: topics, QoS, parameters and life; the method itself is DepthPipeline."""
+"""The lifecycle node: topics, parameters and transitions; the method itself is DepthPipeline."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ _SUCCESS, _FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.
 
 
 class DepthNode(GuardedLifecycleNode):
-    """Camera image and LiDAR points in, metric depth out."""
+    """A lifecycle node with camera images and LiDAR points as inputs and metric depth as output."""
 
     def __init__(
         self,
@@ -61,9 +61,11 @@ class DepthNode(GuardedLifecycleNode):
         transforms: SharedTransforms | None = None,
         **node_arguments: Any,
     ) -> None:
-        """opener: opens the networks. lidars: who subscribes to the LiDARs, transforms: who
-        listens to TF, None: the node itself. All three are shared by the cameras of one process
-        (depth_node.ros.cameras)."""
+        """opener: opens the networks. lidars: subscribes to the LiDARs. transforms: listens to TF.
+
+        None: the node does it itself. The cameras of a process share all three
+        (depth_node.ros.cameras).
+        """
         super().__init__("depth_node", **node_arguments)
         self._opener, self._shared_lidars = opener, lidars
         self._transforms = transforms or SharedTransforms(self.make_transform_source)
@@ -92,14 +94,14 @@ class DepthNode(GuardedLifecycleNode):
 
     @property
     def config(self) -> NodeConfig:
-        """The settings as they are now."""
+        """The present settings."""
         return self._settings.config
 
     # --- life ------------------------------------------------------------------------------------
 
     @logged_transition
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Check parameters, open engines and extrinsics; FAILURE with a sentence if impossible."""
+        """Check parameters, open engines and poses; FAILURE with a logged sentence on an error."""
         try:
             self._check_parameters()
             config = self._settings.config
@@ -115,7 +117,7 @@ class DepthNode(GuardedLifecycleNode):
             return _FAILURE
         self._health = Health(self, self._monitor)
         self._housekeeping = [
-            # Wall time: a paused simulation must not silence the diagnostics.
+            # A steady clock, so that the diagnostics continue while a simulation is paused.
             self.create_timer(1.0, self._on_timer, clock=Clock(clock_type=ClockType.STEADY_TIME)),
             self.create_service(Trigger, "~/reset", self._on_reset),
             self.create_service(SetBool, "~/enable", self._on_enable),
@@ -125,7 +127,7 @@ class DepthNode(GuardedLifecycleNode):
 
     @logged_transition
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Publish and subscribe; the worker starts."""
+        """Create publishers and subscriptions, and start the worker."""
         config = self._settings.config
         self._forget()
         self._camera.forget()
@@ -136,7 +138,7 @@ class DepthNode(GuardedLifecycleNode):
             self._outputs = Outputs(self)
             self._watch = LiveWatch(self, config.extrinsics_cpu_share, self._on_watch_failure)
             self._inputs = Inputs(self)
-            # In this order: of messages that wait together, points are taken before their image.
+            # The image last: of messages that wait together, points are then taken before it.
             for topic, kind in input_types(config).items():
                 if topic in config.lidar_sources:
                     self._subscribe_lidar(self._inputs, kind, topic)
@@ -154,25 +156,25 @@ class DepthNode(GuardedLifecycleNode):
 
     @logged_transition
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """The worker ends, publishers and subscriptions go."""
+        """End the worker, remove publishers and subscriptions."""
         self._stop_io()
         return _SUCCESS
 
     @logged_transition
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Engines, services and the TF listener go."""
+        """Free the engines, the services and the hold on TF."""
         self._release()
         return _SUCCESS
 
     @logged_transition
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Everything goes, from whatever state."""
+        """Release everything; may be called in any state."""
         self._release()
         return _SUCCESS
 
     @logged_transition
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Back to unconfigured with nothing held."""
+        """Release everything and return to unconfigured."""
         self._release()
         return _SUCCESS
 
@@ -182,12 +184,12 @@ class DepthNode(GuardedLifecycleNode):
         super().destroy_node()
 
     def bring_up(self) -> None:
-        """Configure and, where that succeeds, activate, in the thread of the callbacks."""
+        """Configure and, if that succeeds, activate; for the thread of the callbacks."""
         if self.trigger_configure() == _SUCCESS:
             self.trigger_activate()
 
     def _stop_io(self) -> None:
-        with ExitStack() as steps:  # each is taken, whatever the others raise; the last one first
+        with ExitStack() as steps:  # all run, the last one first, even if one raises
             steps.callback(self._forget)
             if self._outputs is not None:
                 steps.callback(self._outputs.close)
@@ -234,7 +236,7 @@ class DepthNode(GuardedLifecycleNode):
                 self._housekeeping = []
 
     def _forget(self) -> None:
-        """Nothing of the past counts any more: a new activation, a reset."""
+        """Forget all earlier messages and results, at a new activation or a reset."""
         if self._lidar is not None:
             self._lidar.clear()
         if self._pipeline is not None:
@@ -263,13 +265,16 @@ class DepthNode(GuardedLifecycleNode):
             raise ConfigError("model.path is empty: name an .onnx file, or embedded")
 
     def set_parameters_atomically(self, parameter_list: list[Parameter]) -> SetParametersResult:
-        """See rclpy.node.Node: here values may be typed as the documentation has them, and a
-        parameter that has the value already stays as it is."""
+        """See rclpy.node.Node. Values may have the types of the documentation, which ROS may not
+        infer.
+
+        A parameter that already has the value is not changed.
+        """
         settings: NodeParameters | None = self.__dict__.get("_settings")
         if settings is None:  # rclpy's own parameters, before ours
             return super().set_parameters_atomically(parameter_list)
         for name in (parameter.name for parameter in parameter_list):
-            if not self.has_parameter(name):  # rclpy takes an empty name for a known one
+            if not self.has_parameter(name):  # rclpy accepts an empty name
                 return SetParametersResult(successful=False, reason=settings.unknown_name(name))
         changes = settings.changes(parameter_list)
         if not changes:
@@ -292,12 +297,12 @@ class DepthNode(GuardedLifecycleNode):
     def _apply(
         self, lidar: LidarInput, pipeline: DepthPipeline, old: NodeConfig, new: NodeConfig
     ) -> None:
-        """Other settings from the next frame on; all of them, or none where one is refused."""
+        """Apply other settings from the next frame on; all of them, or none if one is refused."""
         before = self._poses
         assert before is not None
         poses = before.changed(old, new, self._transforms, self.warn_throttled)
         try:
-            pipeline.reconfigure(new)  # raises for a method that the network cannot serve
+            pipeline.reconfigure(new)  # raises for a method that the network does not support
         except Exception:
             poses.close(kept=before)
             raise
@@ -305,7 +310,7 @@ class DepthNode(GuardedLifecycleNode):
         before.close(kept=poses)
         extrinsics = poses.extrinsics
         if extrinsics is not lidar.extrinsics:
-            pipeline.reset()  # its metres are those of the old extrinsics
+            pipeline.reset()  # its memory has metres of the old extrinsics
         extrinsics.set_tolerance(new.tf_tolerance_s)
         times = (new.max_scan_age_s, new.lidar_time_offset_s)
         if times != (old.max_scan_age_s, old.lidar_time_offset_s):
@@ -332,7 +337,7 @@ class DepthNode(GuardedLifecycleNode):
                 )
 
     def make_transform_source(self) -> TransformSource:
-        """The transforms of a node that shares them with no other. ImportError without tf2_ros."""
+        """Return the TF of a node that does not share it. Raises ImportError without tf2_ros."""
         return TfSource(self)
 
     def _make_lidar(self, config: NodeConfig, extrinsics: Extrinsics) -> LidarInput:
@@ -348,14 +353,14 @@ class DepthNode(GuardedLifecycleNode):
         lidar.registered, lidar.echoing = frozenset({"depth"}), frozenset({"range"})
         return lidar
 
-    # --- callbacks of the executor: they keep what comes and leave the work to the worker --------
+    # --- callbacks of the executor: they only store messages; the worker processes them ----------
 
     def _subscribe_lidar(self, inputs: Inputs, kind: type, topic: str) -> None:
         def take(scan: UnreadScan) -> None:
             self._on_lidar(scan, topic)
 
         readers = {"depth": self._depth_scan, "range": messages.range_scan}
-        if topic in readers:  # of this camera alone, which tells where its pixels look
+        if topic in readers:  # never shared: a depth image needs this camera's calibration
             read = readers[topic]
             inputs.subscribe(kind, topic, lambda message: take(UnreadScan(message, read)))
         elif self._shared_lidars is None:
@@ -398,7 +403,10 @@ class DepthNode(GuardedLifecycleNode):
         behind_s = (self._newest_ns - stamp_ns) * 1e-9
         if behind_s > self._settings.config.max_scan_age_s:
             self.warn_throttled("jump", f"time jumped back by {behind_s:.1f} s (a bag that loops?)")
-            self._newest_ns, self._pace = 0, Pace()  # the scans notice it by their own stamps
+            self._newest_ns, self._pace = (
+                0,
+                Pace(),
+            )  # LidarInput detects it by the scans' own stamps
             self._transforms.forget_moving()
         self._newest_ns = max(self._newest_ns, stamp_ns)
         if self._outputs is None or not self._outputs.topics_with_subscribers():
@@ -409,14 +417,17 @@ class DepthNode(GuardedLifecycleNode):
             self._monitor.dropped(now_s)
 
     def _clock_s(self) -> float:
-        """The time of arrivals: simulated time where it is used, so that a bag may be played slowly
-        or paused, else a clock that does not jump."""
+        """Return the time for arrivals, s.
+
+        This is simulated time where it is used, so that a bag may be played slowly or paused,
+        otherwise a monotonic clock.
+        """
         clock = self.get_clock()
         simulated = getattr(clock, "ros_time_is_active", False)
         return clock.now().nanoseconds * 1e-9 if simulated else time.monotonic()
 
     def _stamp(self, header: Header, what: str) -> int:
-        """The stamp in ns; the time of arrival for a publisher that sets none."""
+        """Return the stamp in ns; the time of arrival if the publisher sets none."""
         stamp_ns = messages.stamp_ns(header.stamp)
         if stamp_ns == 0:
             self.warn_throttled(
@@ -495,7 +506,7 @@ def _kind(error: BaseException) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the node until SIGINT or SIGTERM; the exit status is 0 then."""
+    """Run the node until SIGINT or SIGTERM; return the exit status 0 then."""
     return run(arguments, lambda: [DepthNode()])
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a config tree becomes ROS parameters and their documentation."""
+"""The ROS parameters of a node and their documentation, generated from a tree of settings."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from depth_node.config import ConfigError, Option, describe, replace
 from depth_node.ros.messages import brief
 from depth_node.ros.settings import ESSENTIAL, NEEDS_CLEANUP, NEEDS_DEACTIVATE, RENAMED, NodeConfig
 
-# Topics whose QoS other code in this process lets a parameter file override.
+# Topics of other code in this process, whose QoS a parameter file may override.
 _FOREIGN_TOPICS = ("/clock", "/parameter_events", "/rosout", "/tf", "/tf_static")
 
 _TYPES = {
@@ -38,14 +38,14 @@ _OWN_SECTIONS = (
     "obstacles.",
     "qos_overrides.",
 )
-_NEAR = 0.8  # likeness of names from which on one is taken for a misspelt other
-_MOST_COMPARED = 100  # unknown names that are compared with the known ones, which takes time
+_NEAR = 0.8  # similarity above which a name is taken for a misspelt other
+_MOST_COMPARED = 100  # unknown names that are compared with the known ones; comparing takes time
 _MOST_TOLD = 5
 _LONGEST_NAME = 200
 
 
 def descriptor(item: Option) -> ParameterDescriptor:
-    """What `ros2 param describe` shows of an option."""
+    """Return the descriptor of an option, which `ros2 param describe` shows."""
     text = item.description + (f" [{item.unit}]" if item.unit else "")
     result = ParameterDescriptor(name=item.name, description=text, read_only=item.read_only)
     notes = [f"one of {', '.join(map(str, item.choices))}"] if item.choices else []
@@ -67,17 +67,18 @@ def descriptor(item: Option) -> ParameterDescriptor:
 
 
 class NodeParameters:
-    """The ROS parameters of a node, declared from a config tree and kept equal to a NodeConfig.
+    """The ROS parameters of a node, declared from a tree of settings and kept equal to a
+    NodeConfig.
 
-    `problems` holds what the parameter file or the command line says that cannot be: name ->
-    sentence. Those parameters have their defaults meanwhile; setting one rightly clears it.
+    `problems`: name -> sentence, for invalid values of the parameter file or the command line.
+    Those parameters have their defaults until a valid value is set.
     """
 
     def __init__(self, node: Node) -> None:
         self._options = {item.name: item for item in describe(NodeConfig)}
         self._node = node
         self.problems: dict[str, str] = {}
-        given: Mapping[str, Parameter] = node._parameter_overrides  # there is no public way
+        given: Mapping[str, Parameter] = node._parameter_overrides  # rclpy has no public access
         values: dict[str, Any] = {}
         for name, item in self._options.items():
             value = item.default
@@ -90,7 +91,7 @@ class NodeParameters:
         self.config = NodeConfig()
         try:
             self.config = replace(self.config, values)
-        except ConfigError:  # a contradiction: take what can be taken one by one, tell the rest
+        except ConfigError:  # values contradict each other: set them one by one, report the others
             for name, value in values.items():
                 try:
                     self.config = replace(self.config, {name: value})
@@ -98,15 +99,16 @@ class NodeParameters:
                     self.problems[name] = str(error)
 
     def unknown(self, topics: Mapping[str, str]) -> tuple[list[str], str]:
-        """Sentences on parameters given to this node that it does not have.
+        """Return sentences on parameters that are given to this node but that it does not have.
 
-        The first are of names that are meant for it: renamed, or near one of its own. The second
-        is a warning about all others, which may be another node's in a shared file, or "".
-        topics: resolved name -> publisher or subscription, for `qos_overrides.<topic>...`.
+        The first list is about names that are meant for it: renamed ones, or similar to one of its
+        own. The second is a warning about all others, which may belong to another node in a shared
+        file, or "". topics: resolved name -> publisher or subscription, for
+        `qos_overrides.<topic>...`.
         """
         wrong: list[str] = []
         foreign: list[str] = []
-        overrides: list[str] = []  # names of qos_overrides that this node has
+        overrides: list[str] = []  # names of this node's qos_overrides
         for topic, kind in topics.items():
             policies = ("history", "depth", "reliability")
             overrides += [f"qos_overrides.{topic}.{kind}.{policy}" for policy in policies]
@@ -155,13 +157,13 @@ class NodeParameters:
         return wrong, warning
 
     def unknown_name(self, name: str) -> str:
-        """The sentence on one name that the node does not have."""
+        """Return the sentence on one name that the node does not have."""
         guess = _near_miss(name, self._options) if len(name) <= _LONGEST_NAME else ""
         hint = f"did you mean {guess}?" if guess else "`ros2 param list` shows those the node has"
         return f"unknown parameter {brief(name)!r}: {hint}"
 
     def changes(self, parameters: list[Parameter]) -> list[Parameter]:
-        """The parameters of a set request in their own types, without those that have the value."""
+        """Return the parameters of a request that change a value, in their own types."""
         result = []
         for parameter in parameters:
             item = self._options.get(parameter.name)
@@ -170,7 +172,7 @@ class NodeParameters:
                 try:
                     checked = item.check(value)
                 except ConfigError:
-                    pass  # refused later, with the reason
+                    pass  # changed() refuses it with the reason
                 else:
                     parameter = _parameter(item, checked)
             if self._node.has_parameter(parameter.name):
@@ -182,7 +184,7 @@ class NodeParameters:
         return result
 
     def changed(self, parameters: list[Parameter]) -> NodeConfig:
-        """The config after a set request. Raises ConfigError; nothing is changed yet."""
+        """Return the settings after a set request, without applying them. Raises ConfigError."""
         changes = {
             p.name: _plain(p.value, self._options[p.name])
             for p in parameters
@@ -191,17 +193,17 @@ class NodeParameters:
         return replace(self.config, changes) if changes else self.config
 
     def accept(self, config: NodeConfig, parameters: list[Parameter]) -> None:
-        """Take over what `changed` gave."""
+        """Apply the settings that `changed` returned."""
         self.config = config
         for parameter in parameters:
             self.problems.pop(parameter.name, None)
 
 
 def _plain(value: Any, item: Option) -> Any:
-    """A value as ROS hands it over, as the option means it.
+    """Return a value from ROS in the type that the option means.
 
-    The YAML of parameter files and of the command line makes true of yes and on, a whole number of
-    1 and of 640.0 a broken one, and nothing of an empty list.
+    The YAML of parameter files and of the command line turns yes and on into true, a word of digits
+    into a number, a whole number written 640.0 into a float, and an empty list into nothing.
     """
     if isinstance(value, array.array):
         value = value.tolist()
@@ -220,14 +222,14 @@ def _plain(value: Any, item: Option) -> Any:
 
 
 def _same(present: Any, new: Any) -> bool:
-    """Whether two values of one type are equal; arrays come as several kinds of sequence."""
+    """Return whether two values of one type are equal; arrays come as several types of sequence."""
     if isinstance(present, (str, bytes)) or not hasattr(present, "__len__"):
         return bool(present == new)
     return list(present) == list(new)
 
 
 def _near_miss(name: str, known: Iterable[str]) -> str:
-    """The known name that is meant by `name`, or "" where it resembles none closely.
+    """Return the known name that `name` probably means, or "" if it resembles none closely.
 
     A name without a dot may be the last part of a known one.
     """
@@ -248,7 +250,7 @@ def _parameter(item: Option, value: Any) -> Parameter:
 def _declare(node: Node, item: Option, value: Any) -> None:
     parameter = _parameter(item, value)
     if item.is_list and not value:
-        # An empty list has no type of its own: declare the type, then set the value.
+        # An empty list has no type: declare the type first, then set the value.
         kind = parameter.type_
         node.declare_parameter(item.name, kind, descriptor(item), ignore_override=True)
         node.set_parameters([parameter])
@@ -257,7 +259,7 @@ def _declare(node: Node, item: Option, value: Any) -> None:
 
 
 def markdown() -> str:
-    """docs/parameters.md: every parameter with type, default, range, unit and description."""
+    """Return docs/parameters.md: each parameter's type, default, range, unit and description."""
     options = {item.name: item for item in describe(NodeConfig)}
     return "\n".join(
         [

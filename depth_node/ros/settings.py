@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The settings of the node, those of the method among them."""
+"""The settings of the node, which include those of the method."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from depth_node.obstacles import ObstacleConfig
 from depth_node.pipeline import PipelineConfig
 
 NEEDS_CLEANUP = ("model.", "region_model.", "engine.")
-"""Parameters that open an engine, which happens at configure."""
+"""Parameters of the engines, which configure opens."""
 NEEDS_DEACTIVATE = ("image_transport", "lidar_sources", "bond")
-"""Parameters that choose subscriptions, which are made at activate."""
+"""Parameters of the subscriptions and the bond, which activate creates."""
 RENAMED = {
     "max_width": "max_width_px",
     "max_scan_age": "max_scan_age_s",
@@ -57,7 +57,7 @@ RENAMED = {
     },
     "tf_tolerance": "tf_tolerance_s",
 }
-"""Former names of parameters -> the name now, or a sentence where there is none."""
+"""Former name of a parameter -> its present name, or a sentence if there is none."""
 ESSENTIAL = (
     "model.path",
     "fit.method",
@@ -69,8 +69,8 @@ ESSENTIAL = (
     "max_width_px",
     "depth_encoding",
 )
-"""What a user sets; everything else has a default that suits most robots."""
-_LEAST_WIDTH_PX = 32  # narrower, an image shows a network nothing, and the answer looks like depth
+"""Parameters that a user sets; all others have defaults that suit most robots."""
+_LEAST_WIDTH_PX = 32  # of a narrower image a network returns something that only looks like depth
 
 
 @dataclass(frozen=True)
@@ -238,7 +238,7 @@ class NodeConfig(PipelineConfig):
             )
 
     def relative_noise(self) -> dict[str, float]:
-        """Topic -> declared noise of its points, as a share of their distance."""
+        """Return topic -> stated standard deviation of its points, relative to their distance."""
         return {
             "landmarks": self.landmarks_noise,
             "depth": self.depth_noise,
@@ -246,8 +246,8 @@ class NodeConfig(PipelineConfig):
         }
 
     def fixed_extrinsics(self) -> npt.NDArray[np.float64] | None:
-        """T_camera_lidar (4, 4), or None where TF is to be asked."""
-        if set(self.lidar_sources) == {"depth"}:  # in the camera's own frame
+        """Return T_camera_lidar (4, 4), or None if it comes from TF. Raises ConfigError."""
+        if set(self.lidar_sources) == {"depth"}:  # its points are in the camera's own frame
             return np.eye(4)
         if not self.T_camera_lidar:
             return None

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A rosbag2 as frames, and results as a rosbag2 (writer), without a running ROS.
+"""Reading a rosbag2 as frames and writing results as a rosbag2, without a running ROS.
 
-The files are read by depth_node.recordings.bag_files, their CDR is taken apart by `rosbags`; what
-a message means is known to depth_node.ros.messages alone, so the ROS message packages must be
-importable.
+depth_node.recordings.bag_files reads the files, `rosbags` decodes their CDR, and
+depth_node.ros.messages interprets the messages, so the ROS message packages must be importable.
 """
 
 from depth_node.recordings.bag_files import BagError

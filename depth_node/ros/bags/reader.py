@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Recorded frames from a rosbag2 (SQLite3 or MCAP).
 
-Messages are taken in the order of the recording, as a live node would get them.
+Messages are taken in the order of the recording, as a live node would receive them.
 
 A message that cannot be used is left out and counted (`Bag.left_out`), the others are replayed. A
-bag of which nothing can be used raises BagError, a sentence with the cure.
+bag without any usable image raises BagError, a sentence with the cure.
 """
 
 from __future__ import annotations
@@ -55,11 +55,11 @@ from depth_node.ros.transforms.extrinsics import far_apart, one_pose_for_all
 from depth_node.ros.transforms.motion import CameraMotion
 from depth_node.sentences import both_ends
 
-_LARGEST_OFFSET_S = 4e9  # clocks that began in 1900, and now
+_LARGEST_OFFSET_S = 4e9  # between a clock that counts from 1900 and the present
 
 
 class _UnusableError(ValueError):
-    """Why one message cannot be used. damaged: it contradicts itself; else something is missing."""
+    """Why a message cannot be used. damaged: it contradicts itself; else something is missing."""
 
     def __init__(self, why: object, damaged: bool = True) -> None:
         super().__init__(both_ends(str(why), 600))
@@ -68,13 +68,13 @@ class _UnusableError(ValueError):
 
 @dataclass
 class Bag:
-    """A rosbag2 opened for reading; a context manager. `topics` then says what is used,
-    `transforms` is the TF of the whole bag.
+    """A rosbag2 opened for reading; a context manager.
 
-    T_camera_lidar: overrules the bag's TF. rectified: "yes", "no" or "auto", as the node's
-    `image_rectified`: whether the camera is P (an image without distortion) and not K with D. The
-    others are the node's parameters of these names. noise: of landmarks, depth and range, as the
-    node's `<name>_noise`. left_out: what could not be used.
+    Then `topics` has the topics in use, and `transforms` the TF of the whole bag. T_camera_lidar:
+    overrides the bag's TF. rectified: "yes", "no" or "auto", as the node's `image_rectified`:
+    whether the camera is P (an image without distortion) and not K with D. noise: of landmarks,
+    depth and range, as the node's `<name>_noise`. left_out: what could not be used. The others are
+    the node's parameters of these names.
     """
 
     path: Path
@@ -105,7 +105,7 @@ class Bag:
             self.topics = TopicChooser(self.path, self._types).choose(self.topics)
             self._info_frame = ""
             self._depth_bits = messages.BitDepth()
-            self._frames_fit = False  # points have been seen in an image
+            self._frames_fit = False  # points have been in an image
             self.transforms = BagTransforms(self.left_out)
             self._read_transforms()
         except BaseException:
@@ -117,7 +117,7 @@ class Bag:
         self._files.__exit__()
 
     def _check_settings(self) -> None:
-        """Raises BagError for a setting that has no meaning, by the name of its option."""
+        """Raise BagError for an invalid setting, by the name of its option."""
         from_0 = {
             "--max-scan-age": self.max_scan_age_s,
             "--scans-per-image": self.scans_per_image,
@@ -138,18 +138,17 @@ class Bag:
                 raise BagError(f"{error}.") from None
 
     def __len__(self) -> int:
-        """Images in the bag."""
+        """Return the number of images in the bag."""
         return self._files.counts[self.topics.image]
 
     def frames(self) -> Iterator[FrameInput]:
-        """Every image with the scans that a live node would have had for it.
+        """Yield every image with the scans that a live node would have had for it.
 
-        Images before the first calibration get that one. Raises BagError where not one image can
-        be used.
+        Images before the first calibration get that one. Raises BagError if no image can be used.
         """
         scans = ScanBuffer(self.max_scan_age_s)
         camera = self._first_camera()
-        sources: dict[SourceKey, SourceClock] = {}  # of which there are scans
+        sources: dict[SourceKey, SourceClock] = {}  # of sources with scans
         times: dict[SourceKey, BelievedTimes] = {}
         waiting: list[tuple[int, int, Any]] = []  # (recorded, stamp, image), oldest first
         given = 0
@@ -198,9 +197,11 @@ class Bag:
         self.left_out.add(f"{topic}: {error}", kind=what.get(topic, "scans"), damaged=error.damaged)
 
     def _first_camera(self) -> Camera:
-        """The first calibration of the bag that can be used."""
+        """Return the first calibration of the bag that can be used. Raises BagError."""
         first = ""
-        counts = Counter(self._files.damage.counts)  # they are read a second time
+        counts = Counter(
+            self._files.damage.counts
+        )  # frames() reads and counts these messages again
         for _, _, message in self._read([self.topics.camera_info], count=False):
             try:
                 camera = self._camera(message, count=False)
@@ -225,7 +226,7 @@ class Bag:
         scans: ScanBuffer,
         sources: Mapping[SourceKey, SourceClock],
     ) -> Iterator[FrameInput]:
-        """The observation, or nothing where the image is left out."""
+        """Yield the observation, or nothing if the image is left out."""
         try:
             for clock in sources.values():
                 clock.image(stamp, recorded_ns * 1e-9)
@@ -285,7 +286,7 @@ class Bag:
         readout_s = self.camera_readout_time_s
         shutter = RollingShutter(camera, readout_s) if readout_s > 0 else None
         seen = SeenPoints(Exposure(stamp, since, shutter))
-        lost: dict[str, tuple[str, bool]] = {}  # frame -> why nobody knows where it is
+        lost: dict[str, tuple[str, bool]] = {}  # frame -> why its pose is unknown
         for key in sorted(sources):
             kind = self._kind(key)
             limit = seen.exposure.most_scans(kind, self.scans_per_image)
@@ -330,7 +331,7 @@ class Bag:
     def _clock_differs(
         self, key: SourceKey, kind: SensorKind, clock: SourceClock, scans: Sequence[Scan]
     ) -> bool:
-        """Whether scans are not used since their clock is not the image's; counted as left out."""
+        """Return whether scans are not used because of their clock; they count as left out."""
         offset_s = clock.offset_s()
         if offset_s is None or not SourceClock.refuses(offset_s, len(scans)):
             return False
@@ -349,7 +350,7 @@ class Bag:
         camera: Camera,
         camera_frame: str,
     ) -> None:
-        """Say so where the points miss the image as if a frame had other axes, until they hit."""
+        """Warn if the points miss the image as if a frame had other axes, until some are in it."""
         if not self._frames_fit and len(points):
             sparse = project_points(points, T_camera_lidar, camera)
             used = len(sparse)
@@ -364,12 +365,15 @@ class Bag:
 
     @functools.cached_property
     def _noise(self) -> dict[str, float]:
-        """Topic -> declared noise of its points, as a share of their distance."""
+        """Return topic -> stated standard deviation of its points, relative to their distance."""
         named = vars(self.topics)
         return {named[name]: share for name, share in self.noise.items() if named[name]}
 
     def _motion(self, camera_frame: str, now_ns: int) -> Callable[[int], NDArray[np.float64]]:
-        """What gives T_now_then (4, 4) of the camera by a time in ns, or raises TransformError."""
+        """Return a function of a time in ns that gives T_now_then (4, 4) of the camera.
+
+        The function raises TransformError.
+        """
         now = invert_rigid(self._look_up(self.world_frame, camera_frame, now_ns))
 
         def since(then_ns: int) -> NDArray[np.float64]:
@@ -382,7 +386,7 @@ class Bag:
     def _pose(
         self, kind: SensorKind, camera_frame: str, frame: str, stamp_ns: int
     ) -> NDArray[np.float64]:
-        """T_camera_source (4, 4). Raises _UnusableError where nobody knows it."""
+        """Return T_camera_source (4, 4). Raises _UnusableError if it is unknown."""
         if kind is SensorKind.DEPTH_IMAGE:
             if frame.lstrip("/") != camera_frame.lstrip("/"):
                 raise _UnusableError(messages.not_registered(frame, camera_frame), damaged=False)
@@ -392,7 +396,7 @@ class Bag:
         return self._look_up(camera_frame, frame, stamp_ns)
 
     def _read(self, names: Iterable[str], count: bool = True) -> Iterator[tuple[str, int, Any]]:
-        """(topic, time of recording in ns, message) in the order of the recording."""
+        """Yield (topic, time of recording in ns, message) in the order of the recording."""
         for raw in self._files.messages(names):
             if raw.kind != self._types[raw.topic]:
                 continue  # two types on one topic
@@ -446,8 +450,10 @@ class Bag:
         return scan
 
     def _read_transforms(self) -> None:
-        """All topics of TF; where several robots have frames of the same names, those of the
-        image's namespace.
+        """Read all TF topics.
+
+        If several robots have frames of the same names, only those of the image's namespace are
+        read.
         """
         topics = sorted(topic for topic, kind in self._types.items() if kind == TF)
         ours = [topic for topic in topics if self.topics.image.startswith(namespace(topic))]
@@ -474,8 +480,9 @@ class Bag:
 
 @functools.cache
 def _type_store() -> Any:
-    """What takes CDR apart. The types are ROS's own: what a bag says of them is not needed, nor
-    what it says of types that are foreign here.
+    """Return the types with which `rosbags` decodes CDR: those of ROS itself.
+
+    Definitions in the bag are not needed, and types foreign to this package are not read.
     """
     try:
         from rosbags.typesys import Stores, get_typestore
@@ -485,7 +492,7 @@ def _type_store() -> Any:
 
 
 class BagFrames:
-    """The images of an opened bag; some of the LiDAR points are left out for scoring."""
+    """The images of an opened bag; some of the LiDAR points are held out for scoring."""
 
     def __init__(self, bag: Bag, sampling: Sampling, pipeline: DepthPipeline) -> None:
         self.bag = bag
@@ -497,7 +504,7 @@ class BagFrames:
 
     @property
     def left_out(self) -> LeftOut:
-        """What of the bag could not be used."""
+        """What in the bag could not be used."""
         return self.bag.left_out
 
     def __iter__(self) -> Iterator[ScoredFrame]:

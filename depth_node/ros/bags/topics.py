@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which topics of a bag are the camera's and the sensors'."""
+"""The choice of the camera's and the sensors' topics in a bag."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RANGE = "sensor_msgs/msg/Range"
 TF = "tf2_msgs/msg/TFMessage"
 KNOWN = (IMAGE, COMPRESSED, CAMERA_INFO, CLOUD, SCAN, RANGE, TF)
 
-# Words in a topic that say it is no image of the kind a monocular network wants.
+# Words in the name of a topic whose images are no input of a monocular network.
 _OTHER_IMAGES = ("depth", "disparity", "confidence", "mask", "label", "infra", "thermal")
 _OWN = tuple(f"/depth_node/{name.removeprefix('~/')}" for name in OUTPUTS)
 _LISTED_TOPICS = 12
@@ -27,8 +27,9 @@ _LISTED_TOPICS = 12
 
 @dataclass(frozen=True)
 class BagTopics:
-    """Which topics of a bag are used; an empty name means: find it by its type. Landmarks, depth
-    images and ranges are used only where they are named.
+    """The topics of a bag that are used; an empty name means: find the topic by its type.
+
+    Landmarks, depth images and ranges are used only if they are named.
     """
 
     image: str = ""
@@ -42,14 +43,16 @@ class BagTopics:
 
 @dataclass(frozen=True)
 class TopicChooser:
-    """Finds what is not named. types: topic -> type of what the bag at `path` has."""
+    """Finds the topics that are not named. types: topic -> type, of the bag at `path`."""
 
     path: Path
     types: Mapping[str, str]
 
     def choose(self, wanted: BagTopics) -> BagTopics:
-        """The topics that are used. Raises BagError for a name that is not there or is of another
-        type, and where a topic is not named and there are none or several of its type.
+        """Return the topics that are used.
+
+        Raises BagError for a name that is missing or of another type, and if a topic is not named
+        and there are none or several of its type.
         """
         image = self._named("image", wanted.image, (IMAGE, COMPRESSED))
         if not image:
@@ -78,7 +81,7 @@ class TopicChooser:
         return chosen
 
     def _check_distinct(self, chosen: BagTopics) -> None:
-        """As the node, which refuses two inputs on one topic."""
+        """Refuse two inputs on one topic, as the node does."""
         option_of: dict[str, str] = {}
         for name, topic in vars(chosen).items():
             option = f"--{name.replace('_', '-')}-topic"
@@ -90,11 +93,11 @@ class TopicChooser:
             option_of[topic] = option
 
     def _recorded(self, *kinds: str) -> list[str]:
-        """Topics of these types without those of a depth_node, whose depth is no measurement."""
+        """Return topics of these types, without outputs of a depth_node: they are not measured."""
         return [t for t, kind in self.types.items() if kind in kinds and not t.endswith(_OWN)]
 
     def _named(self, option: str, name: str, kinds: tuple[str, ...]) -> str:
-        """The topic the user named, checked; "" when none was named."""
+        """Return the topic that the user named, checked; "" if none was named."""
         if not name:
             return ""
         topic = name if name in self.types else f"/{name}"
@@ -110,7 +113,7 @@ class TopicChooser:
         return topic
 
     def _only(self, option: str, candidates: list[str], what: str) -> str:
-        """The one candidate; a bag with none or several must be told which."""
+        """Return the one candidate. Raises BagError if there are none or several."""
         if len(candidates) == 1:
             return candidates[0]
         if not candidates:
@@ -128,21 +131,23 @@ class TopicChooser:
 
 
 def _listed(names: list[str]) -> str:
-    """The first names, and how many others there are."""
+    """Return the first names, and the number of the others."""
     more = len(names) - _LISTED_TOPICS
     shown = [*names[:_LISTED_TOPICS], *([f"and {more} others"] if more > 0 else [])]
     return ", ".join(shown) or "nothing"
 
 
 def _of_a_camera(topics: list[str]) -> list[str]:
-    """Image topics without those of depth and masks, which are told by their own part of the name;
-    by the whole name (/depth_camera/color/image_raw) only where that leaves a choice.
+    """Return image topics without those of depth and masks, which their names show.
+
+    Topics without such a word anywhere are preferred; otherwise the first part of the name may have
+    one (/depth_camera/color/image_raw), otherwise those that name colour are returned.
     """
 
     def hints(name: str) -> bool:
         return any(word in name.lower() for word in _OTHER_IMAGES)
 
-    # What a recorder of everything finds beside /camera/image_raw are the same images again.
+    # /camera/image_raw/compressed and its like repeat the images of /camera/image_raw.
     topics = [topic for topic in topics if topic.rpartition("/")[0] not in topics]
     whole = [topic for topic in topics if not hints(topic)]
     if whole:
@@ -155,10 +160,10 @@ def _of_a_camera(topics: list[str]) -> list[str]:
 
 
 def _same_camera(info_topic: str, image_topic: str) -> bool:
-    """/a/camera_info belongs to /a/image_raw and to /a/image_raw/compressed."""
+    """Return whether the topics belong together: /a/camera_info to /a/image_raw[/compressed]."""
     return image_topic.startswith(namespace(info_topic))
 
 
 def namespace(topic: str) -> str:
-    """/robot1/ of /robot1/tf_static."""
+    """Return the namespace of a topic: /robot1/ for /robot1/tf_static."""
     return topic.rpartition("/")[0] + "/"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The TF that a bag recorded."""
+"""The recorded TF of a bag."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from depth_node.sentences import both_ends
 
 
 class BagTransforms:
-    """The transforms of a bag as a tree, and as a TransformSource for what asks a node's TF.
+    """The transforms of a bag as a tree and as a TransformSource.
 
-    left_out hears of transforms that cannot be; tf2 ignores them too. Whether one of them matters
-    shows when a chain lacks it: `skipped` has their frames.
+    left_out: counts invalid transforms, which tf2 ignores too. `skipped` has their frames: such a
+    transform matters only if a chain lacks it.
     """
 
     def __init__(self, left_out: LeftOut) -> None:
@@ -31,8 +31,9 @@ class BagTransforms:
         self._known: set[str] = set()
 
     def add(self, recorded: Iterable[tuple[str, int, Any]]) -> None:
-        """The transforms of TF messages, (topic, time of recording in ns, message) each, but for
-        those of frames that an earlier call had.
+        """Add the transforms of TF messages: (topic, time of recording in ns, message) each.
+
+        Frames of an earlier call are skipped.
         """
         children: set[str] = set()
         for topic, recorded_ns, message in recorded:
@@ -61,7 +62,7 @@ class BagTransforms:
             )
             return
         moving = not topic.rpartition("/")[2].startswith("tf_static")
-        # An MCAP's times have a bit more than the tree's.
+        # The times of an MCAP have 64 bits without sign, those of the tree have a sign.
         stamp = messages.stamp_ns(item.header.stamp) or min(recorded_ns, 2**63 - 1)
         self.tree.add(item.header.frame_id, item.child_frame_id, T, stamp if moving else None)
 
@@ -78,7 +79,7 @@ class BagTransforms:
             raise NoTransformError(str(error)) from None
 
     def forget_moving(self) -> None:
-        """Nothing: the tree holds all of the bag."""
+        """Do nothing: the tree holds the whole bag."""
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: no subscription is held."""

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Results of a replay as a rosbag2 (MCAP) with the topics, stamps and frames of the live node.
 
-Written message by message, in memory of bounded size, beside the final name; the name is given
-only when the bag is whole. Every message type's definition is in the file, so that Foxglove,
-PlotJuggler and `ros2 bag` read it without this package.
+It is written message by message, in bounded memory, beside the final name, and renamed when it is
+complete. The file contains the definition of every message type, so Foxglove, PlotJuggler and `ros2
+bag` read it without this package.
 """
 
 from __future__ import annotations
@@ -44,26 +44,26 @@ from depth_node.ros.transforms.ground import Ground, ObstacleView
 
 NODE = "/depth_node"
 FRAME_PERIOD_NS = 100_000_000
-"""Between the stamps of frames that have none."""
+"""Interval of the stamps given to frames without stamps."""
 WRITTEN = (CAMERA_INFO, CONFIDENCE, POINTS, FIT, REJECTED, OBSTACLES, OBSTACLE_SCAN)
-"""Topics that are written of every image, besides its depth and the diagnostics; obstacles where
-somebody knows the ground."""
+"""Topics that are written for every image, besides its depth and the diagnostics; obstacles if the
+ground is known."""
 
 
 @dataclass(frozen=True)
 class BagConfig:
-    """What the node's parameters of these names are in the bag."""
+    """The values of the node's parameters of these names in the bag."""
 
     depth_encoding: str = "32FC1"
     points_decimation: int = 2
 
 
 class ResultBag:
-    """A bag that grows by a result at a time; a context manager. `result.mcap` becomes one file,
-    another name a folder with metadata.yaml.
+    """A bag to which results are added one by one; a context manager.
 
-    Left by an exception, or without a result, nothing is kept. Raises FrameError where there is
-    something of that name already, or where it cannot be written.
+    A path that ends in .mcap gives one file, another path a folder with metadata.yaml. After an
+    exception, or without a result, nothing is kept. Raises FrameError if the path exists already or
+    cannot be written.
     """
 
     def __init__(
@@ -113,9 +113,8 @@ class ResultBag:
     def add(self, frame: ScoredFrame, result: DepthResult, verdicts: Mapping[str, Verdict]) -> None:
         """Write the messages of a result, with the stamp, frame and recording time of its image.
 
-        verdicts: what is said of each LiDAR's extrinsics; those that are new go to ~/extrinsics.
-
-        Raises FrameError where the disk is full.
+        verdicts: on the extrinsics of each LiDAR; new ones are written to ~/extrinsics. Raises
+        FrameError if the disk is full.
         """
         observed = frame.input
         stamp_ns = observed.stamp_ns
@@ -153,7 +152,7 @@ class ResultBag:
         result: DepthResult,
         verdicts: Mapping[str, Verdict],
     ) -> Any:
-        """The monitor's report by the clock of the recording; latencies are those of the replay."""
+        """Return the monitor's report by the clock of the recording; latencies are the replay's."""
         now_s = recorded_ns * 1e-9
         self._monitor.image(now_s)
         trouble = result.message if result.fit.status == 0 else result.fit.message
@@ -171,7 +170,7 @@ class ResultBag:
         return message
 
     def _write(self, topic: str, recorded_ns: int, message: Any) -> None:
-        if message is None:  # it has nothing to say of this image
+        if message is None:  # there is no message for this image
             return
         topic = topic.replace("~", NODE)
         kind = _type_of(message)
@@ -183,12 +182,12 @@ class ResultBag:
         self._writer.write(self._connections[topic], recorded_ns, data)
 
     def _plain(self, value: Any) -> Any:
-        """A ROS message as one of rosbags, which wants NumPy arrays and whole numbers."""
+        """Return a ROS message as one of `rosbags`, which needs NumPy arrays and integers."""
         if hasattr(value, "get_fields_and_field_types"):
             kind = self._store.types[_type_of(value)]
             names = value.get_fields_and_field_types()
             return kind(**{name: self._plain(getattr(value, name)) for name in names})
-        if isinstance(value, bytes):  # an octet
+        if isinstance(value, bytes):  # a field of type octet
             return value[0]
         if hasattr(value, "typecode"):  # array.array, without a copy
             return np.frombuffer(value, np.dtype(value.typecode))

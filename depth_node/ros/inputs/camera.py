@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The camera of a node: its messages to RGB images and their calibration."""
+"""The camera input of a node: turns image messages into RGB arrays with their calibration."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from depth_node.ros.settings import NodeConfig
 
 
 class CameraInput:
-    """What is known of the camera: its last calibration, and how many bits its images use.
+    """The camera's last calibration, and how many bits its images use.
 
-    image_topic, info_topic: full names. warn: is told of what looks wrong, (kind, sentence).
+    image_topic, info_topic: full names. warn: is called with (kind, sentence) for each doubt.
     """
 
     def __init__(self, image_topic: str, info_topic: str, warn: Callable[[str, str], None]) -> None:
@@ -28,14 +28,14 @@ class CameraInput:
         self._depth_bits = messages.BitDepth(warn)
 
     def forget(self) -> None:
-        """Another camera may come."""
+        """Forget calibration and bit depth, because another camera may follow."""
         self.info = None
         self._depth_bits = messages.BitDepth(self._warn)
 
     def decode(
         self, message: Image | CompressedImage, config: NodeConfig
     ) -> tuple[npt.NDArray[np.uint8], Camera]:
-        """The image (H, W, 3) RGB and its camera, at the size that is worked at.
+        """Return the image (H, W, 3) RGB and its camera, at the size that is processed.
 
         Raises ValueError for a message or a calibration that cannot be used.
         """
@@ -58,7 +58,10 @@ class CameraInput:
         return image, camera
 
     def calibration(self, config: NodeConfig) -> Camera:
-        """The camera of the last camera_info. Raises ValueError without one that can be used."""
+        """Return the camera of the last camera_info.
+
+        Raises ValueError if there is none, or none that can be used.
+        """
         info = self.info
         if info is None:
             raise messages.MessageError(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a ROS 2 graph offers to the node, for `depth_tools doctor`."""
+"""The topics of a ROS 2 graph that the node could subscribe to, for `depth_tools doctor`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WANTED = {
 
 @dataclass(frozen=True)
 class SeenTopic:
-    """A topic that somebody publishes: what it is for, its name and type, how many publish it."""
+    """A published topic: the input that it could serve, its name, type and number of publishers."""
 
     role: str
     name: str
@@ -29,7 +29,7 @@ class SeenTopic:
 
 
 def seen_topics(seconds: float) -> list[SeenTopic]:
-    """Topics that the node could subscribe to, after listening to the graph for a while."""
+    """Return the topics that the node could subscribe to, after `seconds` of discovery."""
     context = Context()
     rclpy.init(context=context, args=[])
     try:
@@ -59,7 +59,7 @@ def seen_topics(seconds: float) -> list[SeenTopic]:
 
 
 def middleware() -> str:
-    """The RMW in use, such as rmw_fastrtps_cpp."""
+    """Return the name of the RMW in use, such as rmw_fastrtps_cpp."""
     from rclpy.utilities import get_rmw_implementation_identifier
 
     return str(get_rmw_implementation_identifier())

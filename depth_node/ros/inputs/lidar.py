@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The node's LiDAR side: messages in, the points that belong to an image out."""
+"""The LiDAR input of a node: takes messages and returns the points that belong to an image."""
 
 from __future__ import annotations
 
@@ -40,36 +40,36 @@ from depth_node.ros.transforms.tf import NoTransformError
 
 LidarMessage: TypeAlias = "PointCloud2 | LaserScan | Image | Range"
 
-_MOST_WAITING = 64  # messages of a LiDAR that is faster than anything here needs
-_MOST_WAITING_BYTES = 128 << 20  # of all LiDARs
+_MOST_WAITING = 64  # messages of one LiDAR; more than any method here needs
+_MOST_WAITING_BYTES = 128 << 20  # of all LiDARs together
 _MOST_SOURCES = 32
-_FORGET_SOURCE_S = 10.0  # a source that is silent for longer, by arrival
+_FORGET_SOURCE_S = 10.0  # without a message, by time of arrival
 
 
 class UnreadScan:
-    """A LiDAR message, read once for all cameras that it is for, when the first of them asks."""
+    """A LiDAR message that is read once for all its cameras, when the first of them needs it."""
 
     def __init__(
         self, message: LidarMessage, read: Callable[[Any], LidarScan] = lidar_scan
     ) -> None:
-        """read: makes a scan of the message, or raises ValueError with cause and cure."""
+        """read: converts the message to a scan, or raises ValueError with cause and cure."""
         self.header = message.header
         self.size_bytes = _size(message)
         self._read = read
         self._reading = threading.Lock()
         self._message: LidarMessage | None = message
         self._scan: LidarScan | None = None
-        self._refusal = "", ""  # sentence and place; the error would keep all that called this
+        self._refusal = "", ""  # sentence and place; an exception would keep all locals
 
     def read(self) -> LidarScan:
-        """The scan, whose arrays are not to be changed. Raises ValueError."""
+        """Return the scan; its arrays must not be changed. Raises ValueError."""
         with self._reading:
             if self._message is not None:
                 try:
                     self._scan = self._read(self._message)
                 except ValueError as error:
                     self._refusal = str(error), place(error)
-                self._message = None  # its bytes are not needed any more
+                self._message = None  # releases its bytes
         if self._scan is None:
             raise RefusedScanError(*self._refusal)
         return self._scan
@@ -77,12 +77,13 @@ class UnreadScan:
 
 @dataclass(frozen=True)
 class LidarPoints:
-    """What the LiDARs say about one image.
+    """The points of all LiDARs that belong to one image.
 
     points: (N, 3) float32 metres, T_camera_lidar: (4, 4), age_s: (N,) seconds between points and
-    image. trouble: why there are no points or not all of them, empty if all is well; kind: which
-    trouble it is. sources: the scan of each LiDAR that is nearest to the image. echoes: of sensors
-    that measure one distance in a cone.
+    image. trouble: why there are no points or not all of them, "" if there is no problem; kind:
+    which problem it is. sources: the scan of each LiDAR that is nearest in time to the image.
+    echoes: of sensors that measure one distance in a cone. noise_m: standard deviation of the
+    points' distances, (N,) or one for all, 0 = not stated.
     """
 
     points: npt.NDArray[np.floating]
@@ -96,7 +97,7 @@ class LidarPoints:
 
 
 class _UnusableSourceError(Exception):
-    """Why the scans of a source are not used, and which kind of trouble that is."""
+    """Why the scans of a source are not used, and which kind of problem that is."""
 
     def __init__(self, sentence: str, kind: str) -> None:
         super().__init__(sentence)
@@ -105,7 +106,7 @@ class _UnusableSourceError(Exception):
 
 @dataclass
 class _Source:
-    """One LiDAR: what came of it and when, and its clock."""
+    """One LiDAR: its waiting messages, when they came, and its clock."""
 
     waiting: deque[tuple[int, UnreadScan]] = field(
         default_factory=lambda: deque(maxlen=_MOST_WAITING)
@@ -118,9 +119,9 @@ class _Source:
 
 
 class LidarInput:
-    """Takes messages in the executor's thread and works on them in the worker's.
+    """Takes messages in the executor's thread and processes them in the worker's.
 
-    Scans are kept by topic and frame, so that several LiDARs may share either.
+    Scans are kept by topic and frame, so several LiDARs may share a topic or a frame.
     """
 
     def __init__(
@@ -133,13 +134,13 @@ class LidarInput:
     ) -> None:
         self.extrinsics = extrinsics
         self.scans_per_image = scans_per_image
-        self.time_offset_s = 0.0  # already in the stamps that are offered
+        self.time_offset_s = 0.0  # the caller of offer() has already added it to the stamps
         self.relative_noise: dict[str, float] = {}
-        """Topic -> declared noise of its points, as a share of their distance."""
+        """Topic -> stated standard deviation of its points, relative to their distance."""
         self.registered: frozenset[str] = frozenset()
         """Topics whose points are in the camera's own frame: depth images."""
         self.echoing: frozenset[str] = frozenset()
-        """Topics whose points are the cap of a cone on which an echo lies."""
+        """Topics of cone sensors; their points are the cap of the cone on which the echo lies."""
         self._max_scan_age_s = max_scan_age_s
         self._refused = refused
         self._warned = warned
@@ -157,18 +158,18 @@ class LidarInput:
         arrival_s: float | None = None,
         idle: bool = False,
     ) -> None:
-        """Keep a scan for later; cheap, for the executor's thread.
+        """Keep a scan for later; cheap enough for the executor's thread.
 
-        arrival_s: when it came, by the clock of the images' arrivals. idle: no output has a
+        arrival_s: when it arrived, by the clock of the images' arrivals. idle: no output has a
         subscriber, so only the newest message of each LiDAR is kept, for the first image that is
-        asked for.
+        processed again.
         """
         arrival_s = time.monotonic() if arrival_s is None else arrival_s
         key = (topic, scan.header.frame_id)
         with self._arrival:
             self._forget_sources(key, arrival_s)
             source = self._sources.setdefault(key, _Source())
-            if source.newest_ns - stamp_ns > self._horizon_ns:  # a bag that loops
+            if source.newest_ns - stamp_ns > self._horizon_ns:  # time jumped back
                 source.waiting.clear()
                 source.clock.forget()
             if idle:
@@ -181,14 +182,14 @@ class LidarInput:
                 self._buffer.forget(key)
                 self._warn_once(("stamp", *key), standing_sentence(key[1]))
             source.waiting.append((stamp_ns, scan))
-            # Nobody may ask for a long time, while no image comes for instance.
+            # collect() may not be called for a long time, for instance while no image comes.
             while source.waiting[0][0] < stamp_ns - self._horizon_ns:
                 source.waiting.popleft()
             self._forget_waiting()
             self._arrival.notify_all()
 
     def wait(self, stamp_ns: int, timeout_s: float) -> None:
-        """Wait until there is a scan that is not older than the image, but not for ever."""
+        """Wait until there is a scan that is not older than the image, at most for timeout_s."""
 
         def newest_ns() -> int:
             return max(
@@ -208,13 +209,15 @@ class LidarInput:
         arrival_s: float | None = None,
         shutter: RollingShutter | None = None,
     ) -> LidarPoints:
-        """The points within max_scan_age_s of the stamp, of every LiDAR; for the worker's thread.
+        """Return the points of every LiDAR within max_scan_age_s of the stamp; for the worker's
+        thread.
 
-        motion: moves scans of another time to where they are seen at the stamp, given that LiDAR
-        and camera move as one. Without it one turn of each LiDAR is taken, unless scans_per_image
-        asks for more: points that have moved are worse than fewer points. arrival_s: when the image
-        came, by the clock of `offer`; None: unknown, clocks are not compared. shutter: of a camera
-        that reads its rows one after the other; needs motion.
+        motion: moves scans of other times to where they are seen at the stamp, assuming that LiDAR
+        and camera move together. Without it one turn of each LiDAR is taken, unless scans_per_image
+        asks for more: points of other times would be in wrong places, which is worse than fewer
+        points. arrival_s: when the image arrived, by the clock of `offer`; None: unknown, clocks
+        are not compared. shutter: of a camera that reads its rows one after the other; needs
+        motion.
         """
         clocks = self._take_in(stamp_ns, arrival_s, moving=motion is not None)
         since = None if motion is None else motion.until(camera_frame, stamp_ns)
@@ -249,10 +252,10 @@ class LidarInput:
         camera_frame: str,
         stamp_ns: int,
     ) -> npt.NDArray[np.float64]:
-        """T_camera_lidar (4, 4) of the scans of a source. Raises _UnusableSourceError."""
+        """Return T_camera_lidar (4, 4) for the scans of a source. Raises _UnusableSourceError."""
         frame, registered = key[1], self._kind(key) is SensorKind.DEPTH_IMAGE
         if offset_s is not None and SourceClock.refuses(offset_s, len(scans)):
-            # The setting is for LiDARs, not for a depth image.
+            # lidar_time_offset_s applies to LiDARs, not to depth images.
             setting = "" if registered else "set lidar_time_offset_s to"
             sentence = clock_sentence(frame, offset_s, self.time_offset_s, setting)
             raise _UnusableSourceError(sentence, "clock")
@@ -269,7 +272,7 @@ class LidarInput:
         return T
 
     def _warn_of_several_frames(self, keys: Iterable[SourceKey]) -> None:
-        """One matrix is right for one LiDAR."""
+        """Warn if a fixed T_camera_lidar is used for sensors of several frames."""
         frames = sorted({key[1] for key in keys if self._kind(key) is not SensorKind.DEPTH_IMAGE})
         if len(frames) > 1:
             doubt = one_pose_for_all(frames, "empty it and let TF tell each")
@@ -282,7 +285,7 @@ class LidarInput:
         key: SourceKey,
         T: npt.NDArray[np.float64],
     ) -> tuple[str, str] | None:
-        """Add the scans of a source; what is unknown of the motion, and that this is the kind."""
+        """Add the scans of a source; return problem and kind if their motion is unknown."""
         trouble, kind = None, self._kind(key)
         share, name = self.relative_noise.get(key[0], 0.0), "/".join(key)
         for scan in scans:
@@ -299,7 +302,7 @@ class LidarInput:
         return trouble
 
     def frames(self) -> dict[str, int]:
-        """Topic -> in how many frames its messages come, of those that do."""
+        """Return topic -> number of frame_ids in its messages, for topics with messages."""
         with self._arrival:
             return dict(Counter(topic for topic, _ in self._sources))
 
@@ -312,7 +315,8 @@ class LidarInput:
     def _take_in(
         self, stamp_ns: int, arrival_s: float | None, moving: bool
     ) -> dict[SourceKey, float | None]:
-        """Read what waits, compare the clocks: every source and its clock's offset, in order."""
+        """Read waiting scans and compare clocks; return every source, sorted, with its clock's
+        offset."""
         with self._arrival:
             waiting = {key: list(source.waiting) for key, source in self._sources.items()}
             times = {key: source.times for key, source in self._sources.items()}
@@ -347,8 +351,10 @@ class LidarInput:
             self._warned(sentence)
 
     def _forget_sources(self, key: SourceKey, now_s: float) -> None:
-        """Make room for a source: the silent ones go, and beyond the limit those that said least,
-        so that a flood of invented frames does not drive out a LiDAR."""
+        """Remove silent sources; beyond _MOST_SOURCES also the one with the fewest messages.
+
+        So a flood of invented frames does not remove a LiDAR.
+        """
         silent = [k for k, s in self._sources.items() if now_s - s.arrival_s > _FORGET_SOURCE_S]
         if key not in self._sources and len(self._sources) - len(silent) >= _MOST_SOURCES:
             others = {k: s for k, s in self._sources.items() if k not in silent}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LiDAR topics that several nodes of a process share: each message is taken and read once."""
+"""LiDAR topics shared by several nodes of a process: each message is received and read once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Receiver: TypeAlias = Callable[[UnreadScan], None]
 
 
 class SharedTopics:
-    """Subscribes on behalf of others, once for each topic; receivers run in the node's thread."""
+    """Subscribes once to each topic for several receivers, which run in the thread of its node."""
 
     def __init__(self, node: GuardedNode) -> None:
         self._node = node
@@ -28,9 +28,9 @@ class SharedTopics:
         self._count = 0
 
     def subscribe(self, kind: type, topic: str, receive: Receiver) -> Callable[[], None]:
-        """Give every message of a topic (its full name) to one more receiver; returns what ends it.
+        """Add a receiver for all messages of a topic (its full name); return what removes it again.
 
-        What a receiver raises is reported, and the others get the message all the same.
+        An exception of a receiver is reported, and the others still get the message.
         """
         key = (kind, topic)
         with self._lock:
@@ -42,7 +42,7 @@ class SharedTopics:
                     kind,
                     topic,
                     lambda message: self._hand_on(key, message),
-                    copy.copy(qos_profile_sensor_data),  # overrides are written into it
+                    copy.copy(qos_profile_sensor_data),  # rclpy writes overrides into it
                     qos_overriding_options=QoSOverridingOptions.with_default_policies(),
                 )
         return lambda: self._unsubscribe(key, number)
@@ -60,5 +60,5 @@ class SharedTopics:
         for receive in receivers:
             try:
                 receive(scan)
-            except Exception as error:  # a camera that is broken, or just being closed
+            except Exception as error:  # a camera that is faulty or being closed
                 self._node.report_exception("a LiDAR message for one camera", error)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a LiDAR's clock is the camera's, for the node and for recordings."""
+"""Whether a LiDAR's clock agrees with the camera's, for the node and for recordings."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from depth_node.ros.messages import brief
 
 SourceKey: TypeAlias = "tuple[str, str]"  # topic and frame of a LiDAR
 
-_LONGEST_TURN_S = 0.7  # within which the pieces of a turn with one stamp come
-_CLOCK_SCANS = 3  # that must agree before a difference of clocks is believed
-_CLOCK_S = 1.0  # smaller differences may be latency
-_CLOCK_CERTAIN_S = 1.5  # larger ones are no latency: scans that seem to fit are not used
+_LONGEST_TURN_S = 0.7  # pieces of one turn that share a stamp arrive within this time
+_CLOCK_SCANS = 3  # scans that must agree before a difference of the clocks is reported
+_CLOCK_S = 1.0  # smaller differences are taken for latency
+_CLOCK_CERTAIN_S = 1.5  # with larger ones, scans are not used even if their stamps fit
 
 
 class SourceClock:
-    """How a LiDAR's clock stands to the camera's, by their stamps and by when messages came.
+    """The difference between a LiDAR's clock and the camera's, from stamps and times of arrival.
 
-    Of the newest scan before each image it is told by how much its stamp leads its arrival, more
-    than the image's does. What is left is the difference of the clocks and of the latencies.
+    For the newest scan before each image, the lead of its stamp over its arrival is compared with
+    the image's. The rest is the difference of the clocks plus that of the latencies.
     """
 
     def __init__(self) -> None:
@@ -33,8 +33,11 @@ class SourceClock:
         self._since_s = 0.0  # when the first message with that stamp came
 
     def scan(self, stamp_ns: int, arrival_s: float) -> bool:
-        """A scan came. True if its stamp stands still: others with it came too long ago for both to
-        be pieces of one turn."""
+        """Note a scan; return whether its stamp stands still.
+
+        That is so if the first scan with this stamp arrived too long ago for both to be pieces of
+        one turn.
+        """
         stands = stamp_ns == self._stamp_ns and arrival_s - self._since_s > _LONGEST_TURN_S
         if stamp_ns != self._stamp_ns:
             self._stamp_ns, self._since_s = stamp_ns, arrival_s
@@ -42,17 +45,18 @@ class SourceClock:
         return stands
 
     def image(self, stamp_ns: int, arrival_s: float) -> None:
-        """An image came: a scan since the last one is compared with it."""
+        """Note an image; the last scan is compared with it, if no earlier image was."""
         if not self._compared:
             self._offsets.append(self._lead_s - (stamp_ns * 1e-9 - arrival_s))
             self._compared = True
 
     def forget(self) -> None:
-        """The time of the scans begins anew."""
+        """Forget the differences measured so far, because the time of the scans begins anew."""
         self._offsets.clear()
 
     def offset_s(self) -> float | None:
-        """How far its stamps are ahead of the image's, where that is more than latency; or None."""
+        """Return by how much the LiDAR's stamps are ahead of the images', in s; None if that may be
+        latency."""
         if len(self._offsets) < _CLOCK_SCANS:
             return None
         middle = float(np.median(self._offsets))
@@ -61,18 +65,23 @@ class SourceClock:
 
     @staticmethod
     def refuses(offset_s: float | None, found: int) -> bool:
-        """Whether scans are not to be used for their clock; found: that seem to fit an image."""
+        """Return whether scans are not used because of their clock.
+
+        found: how many scans have stamps that fit an image.
+        """
         return offset_s is not None and (not found or abs(offset_s) > _CLOCK_CERTAIN_S)
 
 
 def clock_sentence(frame: str, offset_s: float, corrected_s: float, setting: str) -> str:
-    """Why the scans of a LiDAR are not used, with a cure for each of the two possible causes.
+    """Return why the scans of a LiDAR are not used, with a cure for each of the two possible
+    causes.
 
-    From stamps and times of arrival alone, a difference of the clocks and a difference of the
-    latencies are the same. offset_s: of SourceClock. setting: the words before the number that
-    cures a difference of the clocks, "" for none; corrected_s: what it is now.
+    Stamps and times of arrival alone do not show whether the clocks differ or the latencies.
+    offset_s: from SourceClock. setting: the words before the number that corrects a difference of
+    the clocks, "" for none. corrected_s: the value of that setting now.
     """
-    whole = round(offset_s)  # as clocks differ that count leap seconds or not
+    # Clocks that count leap seconds and clocks that do not differ by whole seconds.
+    whole = round(offset_s)
     cure_s = corrected_s - (whole if abs(offset_s - whole) < 0.25 else offset_s)
     cure = f" or {setting} {round(cure_s, 2)}" if setting else ""
     hint = " (37 s is TAI against UTC: let the driver write UTC)" if abs(whole) == 37 else ""
@@ -87,7 +96,7 @@ def clock_sentence(frame: str, offset_s: float, corrected_s: float, setting: str
 
 
 def standing_sentence(frame: str) -> str:
-    """What is wrong with stamps that stand still."""
+    """Return what is wrong with a LiDAR whose stamps stand still, and the cure."""
     return (
         f"scans of the LiDAR (frame {brief(frame)!r}) come with one stamp again and again: nobody"
         " knows how old their points are, and only the newest scan counts: let the driver set"

@@ -25,7 +25,7 @@ INPUTS = ("image", "camera_info", "points", "scan", "landmarks", "depth", "range
 
 
 def input_types(config: NodeConfig) -> dict[str, type]:
-    """The topics that the settings make the node subscribe to."""
+    """Return the topics that the node subscribes to with these settings: name -> message type."""
     kinds = {
         "camera_info": CameraInfo,
         "points": PointCloud2,
@@ -40,7 +40,7 @@ def input_types(config: NodeConfig) -> dict[str, type]:
 
 
 def topic_clashes(node: Node, config: NodeConfig) -> list[str]:
-    """A sentence for each input whose topic is that of another one, or an output."""
+    """Return a sentence for each input whose topic is also another input's, or an output."""
     used = ("image", "camera_info", *config.lidar_sources)
     topics = {name: node.resolve_topic_name(name) for name in INPUTS if name in used}
     sentences = [
@@ -67,12 +67,12 @@ class Inputs:
         self._latched = False
 
     def subscribe(self, kind: type, topic: str, callback: Callable[[Any], None]) -> None:
-        """As sensors publish: best effort, the newest few."""
+        """Subscribe with the QoS of sensor data: best effort, a short queue."""
         subscription = self._node.create_subscription(
             kind,
             topic,
             callback,
-            copy.copy(qos_profile_sensor_data),  # overrides are written into it
+            copy.copy(qos_profile_sensor_data),  # rclpy writes overrides into it
             qos_overriding_options=QoSOverridingOptions.with_default_policies(),
         )
         self._ends.append(partial(self._node.destroy_subscription, subscription))
@@ -80,14 +80,14 @@ class Inputs:
     def share(
         self, shared: SharedTopics, kind: type, topic: str, take: Callable[[UnreadScan], None]
     ) -> None:
-        """A LiDAR's topic that another node of the process subscribes to for all."""
+        """Take a LiDAR's topic from another node of the process, which subscribes to it for all."""
         self._ends.append(shared.subscribe(kind, self._node.resolve_topic_name(topic), take))
 
     def subscribe_latched_info(self, callback: Callable[[CameraInfo], None]) -> None:
-        """Subscribe also to a camera_info that was published once and for all late comers.
+        """Subscribe also to a camera_info that is published once, transient local.
 
-        Only where there is such a publisher, once: every other one would warn of a QoS that
-        differs.
+        This is done at most once, and only if there is such a publisher: any other publisher would
+        cause a warning of incompatible QoS.
         """
         if self._latched:
             return
@@ -102,7 +102,7 @@ class Inputs:
         self._latched = True
 
     def close(self) -> None:
-        """End all of them, whatever one raises; the last one first."""
+        """End all subscriptions, the last one first, even if ending one of them raises."""
         with ExitStack() as steps:
             for end in self._ends:
                 steps.callback(end)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ROS messages to arrays and back, and nothing else.
+"""Conversion between ROS messages and arrays.
 
-Arrays that come out are views of the message where its layout allows it, so they live as long as
-the message and must not be written to. What a message says wrongly about itself is refused with a
-MessageError that names the field.
+Arrays are views of the message where its layout allows it, so they live as long as the message and
+must not be written to. A message that contradicts itself is refused with a MessageError that names
+the field.
 """
 
 from depth_node.ros.messages.camera_info import (

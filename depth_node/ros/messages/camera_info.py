@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CameraInfo: the camera of the image that comes with it, what of it looks wrong, and back."""
+"""CameraInfo to the camera of its image and back, with warnings of what looks wrong."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from depth_node.ros.messages.errors import brief
 
 
 def is_rectified(topic: str, info: CameraInfo, setting: str = "auto") -> bool:
-    """Whether the images of a topic are rectified: then P of their CameraInfo holds and D does not.
+    """Return whether the images of a topic are rectified; P of their CameraInfo is used then, D is
+    not.
 
-    topic: the image's, with or without what its transport appends. setting: "yes", "no" or "auto";
-    auto means that the topic is called image_rect..., or that nothing is left to rectify: D is
+    topic: the image's, with or without the suffix of its transport. setting: "yes", "no" or "auto";
+    auto means yes if the topic is called image_rect..., or if nothing is left to rectify: D is
     zero, R the identity and P equal to K.
     """
     if setting != "auto":
@@ -34,8 +35,10 @@ def is_rectified(topic: str, info: CameraInfo, setting: str = "auto") -> bool:
 
 
 def rectified_doubt(topic: str, info: CameraInfo, setting: str = "auto") -> str:
-    """A sentence if auto takes the images of a topic for distorted whose name speaks of rectified
-    ones, in other words than image_rect...; or "". Arguments as is_rectified has them."""
+    """Return a sentence if auto takes images for distorted whose topic sounds rectified; or "".
+
+    That is a name which says so in other words than image_rect... Arguments: see is_rectified().
+    """
     if setting != "auto" or is_rectified(topic, info) or not any(info.d):
         return ""
     *_, before, last = ("", *topic.rstrip("/").removesuffix("/compressed").split("/"))
@@ -52,7 +55,7 @@ def rectified_doubt(topic: str, info: CameraInfo, setting: str = "auto") -> str:
 
 
 def other_camera(info_frame: str, image_frame: str) -> str:
-    """A sentence if a camera_info may be that of another camera than the image's; or ""."""
+    """Return a sentence if a camera_info may belong to another camera than the image's; or ""."""
     if not info_frame or not image_frame or info_frame.lstrip("/") == image_frame.lstrip("/"):
         return ""
     return (
@@ -63,11 +66,11 @@ def other_camera(info_frame: str, image_frame: str) -> str:
 
 
 def calibration_warning(info: CameraInfo, rectified: bool) -> str:
-    """What of a camera_info looks wrong or is not used, in a sentence; "" where nothing does.
+    """Return a sentence on what looks wrong in a camera_info or is not used; or "".
 
-    A principal point beside the image is of another size of image: a part of an image says so by
-    its roi. Of a rectified image the camera is P, without R and without the offset of a stereo
-    pair, and depth is published in the image's own frame.
+    A principal point outside the image belongs to another image size, as a cropped image is
+    described by roi. The camera of a rectified image is P, without R and without the offset of a
+    stereo pair, and depth is published in the image's own frame.
     """
     parts = []
     p = [float(value) for value in info.p]
@@ -112,10 +115,11 @@ def _stereo_warnings(info: CameraInfo, p: list[float]) -> list[str]:
 
 
 def camera_of(info: CameraInfo, rectified: bool = False) -> Camera:
-    """The camera of the image that comes with this CameraInfo, region of interest and binning
-    applied. Of a rectified image it is P without distortion, else K with D.
+    """Return the camera of the image of this CameraInfo, with region of interest and binning
+    applied.
 
-    Raises ValueError with one sentence for a calibration that cannot be used.
+    For a rectified image it is P without distortion, otherwise K with D. Raises ValueError with one
+    sentence for a calibration that cannot be used.
     """
     k: npt.NDArray[np.float64] = np.array(info.k, dtype=np.float64).reshape(3, 3)
     if rectified:
@@ -136,7 +140,7 @@ def camera_of(info: CameraInfo, rectified: bool = False) -> Camera:
 
 
 def camera_info_message(camera: Camera, header: Header) -> CameraInfo:
-    """CameraInfo of a camera; R is the identity and P is K: the image is not turned further."""
+    """Return the CameraInfo of a camera, with R the identity and P = K."""
     model = "plumb_bob" if camera.model == "pinhole" else camera.model
     if len(camera.distortion) > 5:  # with 12 and 14, OpenCV's thin prism and tilt follow
         model = "rational_polynomial"

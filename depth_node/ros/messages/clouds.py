@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PointCloud2: its fields as arrays, wherever they lie, and structured arrays as clouds."""
+"""PointCloud2 to arrays and back: fields of any layout, and structured arrays."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from depth_node.ros.messages.errors import MessageError, brief
 from depth_node.ros.messages.fields import IS_BIGENDIAN, message_bytes
 
 NOISE_FIELDS = ("std", "stddev", "range_std", "rangeSTD")
-"""Fields of a PointCloud2 that are the standard deviation of each point's distance in metres."""
+"""Fields of a PointCloud2 with the standard deviation of each point's distance, m."""
 _FIELD_TYPES = {
     PointField.INT8: "i1",
     PointField.UINT8: "u1",
@@ -44,7 +44,7 @@ XYZ_RESIDUAL = np.dtype([("x", "f4"), ("y", "f4"), ("z", "f4"), ("residual", "f4
 
 
 def cloud_to_points(message: PointCloud2) -> npt.NDArray[np.float32]:
-    """(N, 3) float32 metres of the fields named x, y, z, wherever they lie; NaN stays NaN."""
+    """Return (N, 3) float32 metres of the fields x, y, z, in any layout; NaN stays NaN."""
     height, width = message.height, message.width
     if height == 0 or width == 0:
         if len(message.data):
@@ -81,14 +81,16 @@ def cloud_to_points(message: PointCloud2) -> npt.NDArray[np.float32]:
             f" height {height} is {height * message.row_step}; correct the publisher"
         )
     points = np.empty((height, width, 3), np.float32)
-    with np.errstate(over="ignore", invalid="ignore"):  # a float64 beyond float32 becomes Inf
+    with np.errstate(
+        over="ignore", invalid="ignore"
+    ):  # a float64 beyond the range of float32 becomes Inf
         for axis, (name, kind) in enumerate(zip("xyz", kinds, strict=True)):
             points[..., axis] = _column(message, fields[name], kind)
     return points.reshape(-1, 3)
 
 
 def _check_apart(fields: list[tuple[PointField, str]]) -> None:
-    """Raises MessageError where coordinates share bytes, or one of them is there twice."""
+    """Raise MessageError if coordinates share bytes, or one of them is there twice."""
     names = [field.name for field, _ in fields]
     if twice := next((name for name in names if names.count(name) > 1), ""):
         raise MessageError(f"point cloud has two fields named {twice!r}; correct the publisher")
@@ -102,7 +104,7 @@ def _check_apart(fields: list[tuple[PointField, str]]) -> None:
 
 
 def _field_kind(message: PointCloud2, field: PointField) -> str:
-    """The NumPy type of a field, byte order first. Raises MessageError."""
+    """Return the NumPy type of a field, byte order first. Raises MessageError."""
     kind = _FIELD_TYPES.get(field.datatype)
     if kind is None:
         raise MessageError(
@@ -118,15 +120,16 @@ def _field_kind(message: PointCloud2, field: PointField) -> str:
 
 
 def _column(message: PointCloud2, field: PointField, kind: str) -> npt.NDArray[Any]:
-    """A view (H, W) of a field of a cloud whose sizes agree."""
+    """Return a view (H, W) of a field of a cloud whose sizes are consistent."""
     strides = (message.row_step, message.point_step)
     shape = (message.height, message.width)
     return np.ndarray(shape, kind, memoryview(message.data), field.offset, strides)
 
 
 def time_numbers(message: PointCloud2, field: PointField) -> tuple[npt.NDArray[Any], str]:
-    """The numbers (N,) of a time field and its name; seconds and nanoseconds that are told in two
-    fields (stamp_sec and stamp_nsec) are joined. Raises MessageError.
+    """Return the numbers (N,) of a time field and its name. Raises MessageError.
+
+    Seconds and nanoseconds in two fields (stamp_sec and stamp_nsec) are added.
     """
     base, unit = split_name(field.name)
     if unit:
@@ -142,15 +145,16 @@ def time_numbers(message: PointCloud2, field: PointField) -> tuple[npt.NDArray[A
 
 
 def _native(message: PointCloud2, field: PointField) -> npt.NDArray[Any]:
-    """A field (N,) in this machine's order of bytes. Raises MessageError."""
+    """Return a field (N,) in this machine's byte order. Raises MessageError."""
     kind = _field_kind(message, field)
     return _column(message, field, kind).reshape(-1).astype(kind[1:], copy=False)
 
 
 def declared_noise(message: PointCloud2) -> npt.NDArray[np.float32] | None:
-    """(N,) m of the first field of NOISE_FIELDS, 0 where it says nothing; None without any.
+    """Return (N,) m of the first field of NOISE_FIELDS, 0 where it has no value; None without such
+    a field.
 
-    Raises MessageError for a field that is there and is no number of metres.
+    Raises MessageError if the field has no number of metres.
     """
     field = next((field for field in message.fields if field.name in NOISE_FIELDS), None)
     if field is None:
@@ -167,7 +171,7 @@ def declared_noise(message: PointCloud2) -> npt.NDArray[np.float32] | None:
 
 
 def table_message(rows: npt.NDArray[np.void], header: Header, is_dense: bool = True) -> PointCloud2:
-    """PointCloud2 of a structured array: a field per column, a point per row."""
+    """Return the PointCloud2 of a structured array: a field per column, a point per row."""
     rows = np.ascontiguousarray(rows).reshape(-1)
     fields = []
     for name, (dtype, offset) in sorted(
@@ -186,7 +190,7 @@ def table_message(rows: npt.NDArray[np.void], header: Header, is_dense: bool = T
 
 
 def table_rows(message: PointCloud2) -> npt.NDArray[np.void]:
-    """The structured array of an unordered PointCloud2, such as the one of `table_message`."""
+    """Return the structured array of an unordered PointCloud2, such as one of `table_message`."""
     order = ">" if message.is_bigendian else "<"
     dtype = np.dtype(
         {
@@ -206,18 +210,17 @@ def colour_points(
     decimation: int = 1,
     believed: npt.NDArray[np.bool_] | None = None,
 ) -> npt.NDArray[np.void]:
-    """XYZRGB rows, in the camera's frame, of the known depth in every n-th row and column.
+    """Return XYZRGB rows, in the camera's frame, of the known depth in every n-th row and column.
 
-    depth: (H, W) metres, image: (H, W, 3) RGB. believed: which of these pixels to take, None all,
-    (ceil(H / n), ceil(W / n)). rgb is the customary float32 whose bits are
-    0x00RRGGBB.
+    depth: (H, W) metres, image: (H, W, 3) RGB. believed: (ceil(H / n), ceil(W / n)), which of these
+    pixels to take, None for all. rgb is the customary float32 whose bits are 0x00RRGGBB.
     """
     every = (slice(None, None, decimation),) * 2
     z, rays = depth[every], camera.rays()[every]
     rows = np.empty((*z.shape, 4), np.float32)
     np.multiply(rays, z[..., None], out=rows[..., :3])
     colours = image[every].astype(np.uint32)
-    packed = rows[..., 3].view(np.uint32)  # not through float: a NaN's bits would not survive
+    packed = rows[..., 3].view(np.uint32)  # as float, the bits of a NaN could change
     np.left_shift(colours[..., 0], 16, out=packed)
     np.bitwise_or(packed, colours[..., 1] << 8, out=packed)
     np.bitwise_or(packed, colours[..., 2], out=packed)
@@ -234,7 +237,7 @@ def residual_points(
     residual: npt.NDArray[np.floating],
     camera: Camera,
 ) -> npt.NDArray[np.void]:
-    """XYZ_RESIDUAL rows, in the camera's frame, of measured points.
+    """Return XYZ_RESIDUAL rows, in the camera's frame, of measured points.
 
     pixels: rows and columns (N,). depth: (N,) measured metres along z. residual: (N,) metres,
     measured minus fitted.
@@ -248,6 +251,6 @@ def residual_points(
 
 
 def obstacle_points(obstacles: Obstacles) -> npt.NDArray[np.void]:
-    """XYZ_HEIGHT rows, in the camera's frame, and the height above the ground."""
+    """Return XYZ_HEIGHT rows: points in the camera's frame and their height above the ground."""
     rows = np.column_stack([obstacles.points, obstacles.height]).astype(np.float32)
     return rows.view(XYZ_HEIGHT).reshape(-1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Why a message cannot be used: one sentence with cause and cure, and where that was found."""
+"""Errors of messages that cannot be used: one sentence with cause and cure, and where raised."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ class MessageError(ValueError):
 
 
 class RefusedScanError(MessageError):
-    """A scan that could not be read before; place: where that was found."""
+    """A scan whose reading failed before; place: where that error was raised."""
 
     def __init__(self, sentence: str, place: str) -> None:
         super().__init__(sentence)
@@ -17,7 +17,7 @@ class RefusedScanError(MessageError):
 
 
 class OtherSizeError(MessageError):
-    """An image that is not of the size of its camera_info, in pixels."""
+    """An image whose size differs from that of its camera_info, in pixels."""
 
     def __init__(self, sentence: str, width: int, height: int) -> None:
         super().__init__(sentence)
@@ -25,7 +25,10 @@ class OtherSizeError(MessageError):
 
 
 def place(error: BaseException) -> str:
-    """Where an exception was raised, file:line: the kind of it, whatever its sentence says."""
+    """Return the type of an exception and where it was raised, file:line.
+
+    This is used as the kind of a warning, because messages contain changing values.
+    """
     if isinstance(error, RefusedScanError):
         return error.place
     trace = error.__traceback__
@@ -36,5 +39,5 @@ def place(error: BaseException) -> str:
 
 
 def brief(text: str, length: int = 80) -> str:
-    """A text of somebody else's for a sentence of ours, cut where it is too long."""
+    """Return a text that others wrote, cut to `length` for a sentence."""
     return text if len(text) <= length else f"{text[:length]}..."

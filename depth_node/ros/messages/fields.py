@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every message has: a stamp, and arrays as bytes in this machine's order."""
+"""Fields common to messages: stamps, and arrays as bytes in this machine's order."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ IS_BIGENDIAN = sys.byteorder == "big"
 
 
 def stamp_ns(stamp: Time) -> int:
-    """A stamp in nanoseconds of the clock that wrote it; 0 = the publisher set none."""
+    """Return a stamp in nanoseconds of the publisher's clock; 0 = the publisher set none."""
     return int(stamp.sec) * 1_000_000_000 + int(stamp.nanosec)
 
 
 def time_of(stamp_ns: int) -> Time:
-    """The stamp of a time in nanoseconds."""
+    """Return the stamp of a time in nanoseconds."""
     seconds, nanoseconds = divmod(stamp_ns, 1_000_000_000)
     return Time(sec=seconds, nanosec=nanoseconds)
 
 
 def message_bytes(values: npt.NDArray[Any]) -> array.array[int]:
-    """The bytes of an array as the type that a message field takes without checking each element.
+    """Return the bytes of an array in the type that rclpy assigns without checking each element.
 
-    rclpy checks every element of anything else: 0.4 s for a 1280x720 image in place of 0.3 ms.
+    Of any other type, rclpy checks every element: 0.4 s for a 1280x720 image instead of 0.3 ms.
     """
     data = array.array("B")
     if values.size:

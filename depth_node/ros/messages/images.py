@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Image and CompressedImage: pixels of every encoding that camera drivers publish, and back."""
+"""Image and CompressedImage to arrays, for every encoding of camera drivers, and back."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ IMAGE_LAYOUTS: dict[str, tuple[str, int]] = {  # encoding -> NumPy type, channel
     **{f"bayer_{pattern}16": ("u2", 1) for pattern in ("rggb", "bggr", "gbrg", "grbg")},
     **dict.fromkeys(("uyvy", "yuv422", "yuyv", "yuv422_yuy2"), ("u1", 2)),
 }
-_TO_RGB = {  # encoding without its number of bits -> OpenCV's conversion, None: as it is
+_TO_RGB = {  # encoding without its number of bits -> OpenCV's conversion, None: no conversion
     "rgb": None,
     "bgr": cv2.COLOR_BGR2RGB,
     "rgba": cv2.COLOR_RGBA2RGB,
     "bgra": cv2.COLOR_BGRA2RGB,
     "mono": cv2.COLOR_GRAY2RGB,
-    # OpenCV names a pattern by the second row of its second and third column.
+    # OpenCV names a pattern by the second row, second and third column.
     "bayer_rggb": cv2.COLOR_BayerBG2RGB,
     "bayer_bggr": cv2.COLOR_BayerRG2RGB,
     "bayer_gbrg": cv2.COLOR_BayerGR2RGB,
@@ -62,17 +62,21 @@ _TO_RGB = {  # encoding without its number of bits -> OpenCV's conversion, None:
     "yuyv": cv2.COLOR_YUV2RGB_YUY2,
     "yuv422_yuy2": cv2.COLOR_YUV2RGB_YUY2,
 }
-_SEMI_PLANAR = {  # encoding -> OpenCV's conversion, rows of bytes for every row of the image
+_SEMI_PLANAR = {  # encoding -> OpenCV's conversion, rows of bytes per row of the image
     "nv12": (cv2.COLOR_YUV2RGB_NV12, 1.5),
     "nv21": (cv2.COLOR_YUV2RGB_NV21, 1.5),
     "nv24": (None, 3.0),
 }
-_UNTYPED = {"8UC1": "mono8", "8UC3": "bgr8", "8UC4": "bgra8"}  # OpenCV's order, as cv_bridge has it
+_UNTYPED = {
+    "8UC1": "mono8",
+    "8UC3": "bgr8",
+    "8UC4": "bgra8",
+}  # OpenCV's channel order, as in cv_bridge
 _PLAIN_NUMBERS = re.compile(r"^(8|16|32|64)[USF]C\d*$")
 
 
 def image_view(message: Image) -> npt.NDArray[Any]:
-    """The pixels of an encoding of IMAGE_LAYOUTS: (H, W) or (H, W, channels), a view."""
+    """Return the pixels for an encoding of IMAGE_LAYOUTS: a view (H, W) or (H, W, channels)."""
     if message.encoding not in IMAGE_LAYOUTS:
         known = ", ".join(IMAGE_LAYOUTS)
         raise MessageError(
@@ -101,10 +105,10 @@ def image_view(message: Image) -> npt.NDArray[Any]:
 
 
 class BitDepth:
-    """How many bits the 16-bit images of one camera really use: 8, 10, 12, 14 or 16.
+    """How many bits the 16-bit images of one camera use: 8, 10, 12, 14 or 16.
 
-    The largest value seen tells, so the answer only grows: a camera of 12 bits in a dark room may
-    count as one of 10 until something bright comes. `warn` hears of each new answer below 16.
+    It is derived from the largest value seen, so it only grows: a 12-bit camera in a dark room may
+    count as 10-bit until something bright comes. `warn` is called for each new result below 16.
     """
 
     def __init__(self, warn: Callable[[str, str], None] | None = None) -> None:
@@ -113,7 +117,7 @@ class BitDepth:
         self._told = 0
 
     def to_8_bits(self, pixels: npt.NDArray[np.integer], name: str) -> npt.NDArray[np.uint8]:
-        """The same pixels as uint8, by the bits in use."""
+        """Return the same pixels as uint8, scaled by the bits in use."""
         self.bits = max(self.bits, bits_in_use(pixels))
         if self.bits != self._told:
             self._told = self.bits
@@ -128,9 +132,9 @@ class BitDepth:
 
 
 def image_to_rgb(message: Image, depth: BitDepth | None = None) -> npt.NDArray[np.uint8]:
-    """(H, W, 3) uint8 RGB image of an Image, of every encoding that a camera driver publishes.
+    """Return the (H, W, 3) uint8 RGB image of an Image, for every encoding of camera drivers.
 
-    depth: what is known of the bits of this camera; without it each image is judged by itself.
+    depth: the bits of this camera as far as known; without it each image is judged by itself.
     """
     depth = depth or BitDepth()
     encoding = message.encoding
@@ -151,7 +155,7 @@ def image_to_rgb(message: Image, depth: BitDepth | None = None) -> npt.NDArray[n
     view = image_view(message)
     encoding = _UNTYPED.get(encoding, encoding)
     if view.dtype.itemsize == 2:
-        if view.shape[2:] == (4,):  # opacity fills 16 bits, whatever the camera does
+        if view.shape[2:] == (4,):  # alpha uses 16 bits, whatever the bits of the colours
             view, encoding = view[..., :3], encoding.replace("a", "")
         view = depth.to_8_bits(np.asarray(view, np.uint16), encoding)
     code = _TO_RGB[encoding.removesuffix("16").removesuffix("8")]
@@ -173,11 +177,11 @@ def compressed_to_rgb(
     depth: BitDepth | None = None,
     size: tuple[int, int] | None = None,
 ) -> npt.NDArray[np.uint8]:
-    """(H, W, 3) uint8 RGB image of a JPEG or PNG; a Bayer mosaic, which image_transport compresses
-    as it is, gets its colours.
+    """Return the (H, W, 3) uint8 RGB image of a JPEG or PNG; a Bayer mosaic is demosaiced.
 
-    size: width and height that it must have, OtherSizeError otherwise. They are read from the
-    file's header first, so that a small file that claims to be a huge image costs nothing.
+    image_transport compresses mosaics as they are. size: width and height that it must have, else
+    OtherSizeError. They are read from the file's header first, so that a small file that claims to
+    be a huge image costs nothing.
     """
     depth = depth or BitDepth()
     plain = message.format.partition(";")[0].strip()
@@ -206,7 +210,7 @@ def compressed_to_rgb(
 
 
 def _demosaiced(pixels: npt.NDArray[np.uint8], encoding: str) -> npt.NDArray[np.uint8]:
-    """The colours of a mosaic (H, W, 3), three times the same; others as they are."""
+    """Return the colours of a mosaic, (H, W, 3) with three equal channels; others unchanged."""
     code = _TO_RGB.get(encoding.removesuffix("16").removesuffix("8"))
     mosaic = pixels[..., 0]
     if not encoding.startswith("bayer_") or code is None or (pixels != mosaic[..., None]).any():
@@ -215,7 +219,7 @@ def _demosaiced(pixels: npt.NDArray[np.uint8], encoding: str) -> npt.NDArray[np.
 
 
 def check_size(width: int, height: int, size: tuple[int, int]) -> None:
-    """Raises OtherSizeError unless an image has the size that camera_info says."""
+    """Raise OtherSizeError unless an image has the size of its camera_info."""
     if (width, height) != size:
         raise OtherSizeError(
             f"the image is {width}x{height} but camera_info is for {size[0]}x{size[1]} by its size,"
@@ -227,11 +231,11 @@ def check_size(width: int, height: int, size: tuple[int, int]) -> None:
 
 
 def _semi_planar_to_rgb(message: Image) -> npt.NDArray[np.uint8]:
-    """nv12, nv21 and nv24: a plane of brightness, and below it the two colours interleaved."""
+    """Convert nv12, nv21 and nv24: a plane of luma, and below it the interleaved chroma."""
     code, rows_of_bytes = _SEMI_PLANAR[message.encoding]
     width, height, step = message.width, message.height, message.step
     if len(message.data) == step * height and height * 2 % (2 * rows_of_bytes) == 0:
-        height = int(height / rows_of_bytes)  # a driver that counts the rows of both planes
+        height = int(height / rows_of_bytes)  # this driver counts the rows of both planes
     rows = int(height * rows_of_bytes)
     if min(width, height) < 2 or (code is not None and (width % 2 or height % 2)) or step < width:
         raise MessageError(
@@ -266,7 +270,7 @@ def _convert(pixels: npt.NDArray[Any], code: int, name: str) -> npt.NDArray[np.u
 
 
 def image_message(pixels: npt.NDArray[Any], encoding: str, header: Header) -> Image:
-    """Image of an (H, W) or (H, W, channels) array whose type fits the encoding."""
+    """Return the Image of an (H, W) or (H, W, channels) array whose type fits the encoding."""
     kind, channels = IMAGE_LAYOUTS[encoding]
     expected = pixels.shape[:2] if channels == 1 else (*pixels.shape[:2], channels)
     if pixels.dtype != np.dtype(kind) or pixels.shape != expected:
@@ -279,12 +283,13 @@ def image_message(pixels: npt.NDArray[Any], encoding: str, header: Header) -> Im
 
 
 def compressed_depth_message(pixels: npt.NDArray[Any], header: Header) -> CompressedImage:
-    """A depth image (H, W) as compressed_depth_image_transport of image_transport_plugins has it.
+    """Return a depth image (H, W) in the format of compressed_depth_image_transport
+    (image_transport_plugins).
 
-    uint16 millimetres, 0 unknown, stay as they are. Of float32 metres, the reader makes depth of a
-    code c as a / (c - b), where c is not 0; a and b, which come before the PNG, are chosen so that
-    the nearest and the farthest pixel are the ends of 16 bits. What is not finite, or not in front
-    of the camera, is unknown.
+    uint16 millimetres, 0 unknown, are not changed. For float32 metres, the reader computes the
+    depth of a code c as a / (c - b), for c other than 0; a and b, which precede the PNG, are chosen
+    so that the nearest and the farthest pixel get the ends of the 16 bits. Values that are not
+    finite, or not in front of the camera, are unknown.
     """
     a, b, encoding = 0.0, 0.0, "16UC1"
     if pixels.dtype != np.uint16:
@@ -294,7 +299,7 @@ def compressed_depth_message(pixels: npt.NDArray[Any], header: Header) -> Compre
         values = inverse[known]
         farthest, nearest = (values.min(), values.max()) if values.size else (1.0, 1.0)
         a = 65534 / (nearest - farthest) if nearest > farthest else 1 / farthest
-        # The reader's are of float32, so these are what the codes are made with.
+        # The reader has float32, so the codes are computed with float32 values too.
         a = float(np.float32(a))
         b = float(np.float32(1 - a * farthest))
         codes = np.clip(np.rint(a * inverse + b), 1, 65535)
@@ -309,7 +314,7 @@ def compressed_depth_message(pixels: npt.NDArray[Any], header: Header) -> Compre
 
 
 def labels_to_pixels(labels: npt.NDArray[np.integer]) -> npt.NDArray[np.uint16]:
-    """Label map -> 16UC1 pixels, 0 = unassigned."""
+    """Return the 16UC1 pixels of a label map, 0 = unassigned."""
     if labels.size and labels.max() > 65535:
         raise ValueError(f"{labels.max()} regions do not fit into a 16UC1 image")
     return labels.astype(np.uint16)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A scan: what every kind of ranging sensor measured, as points in its frame with their times."""
+"""Messages of every kind of ranging sensor as a scan: points in its frame and their times."""
 
 from __future__ import annotations
 
@@ -33,20 +33,22 @@ from depth_node.ros.messages.errors import MessageError, brief
 from depth_node.ros.messages.fields import stamp_ns
 from depth_node.ros.messages.images import image_view
 
-_WIDEST_SCAN_RAD = 4 * np.pi  # some drivers repeat a part of the turn; degrees are 57 times more
-_NOISE_SAMPLES, _MOST_NOISE = 500, 0.5  # of the distance
-_MOST_DEPTH_POINTS = 20_000  # of a depth image; more change nothing but the time of the fit
+_WIDEST_SCAN_RAD = (
+    4 * np.pi
+)  # some drivers repeat part of a turn; angles in degrees are 57 times larger
+_NOISE_SAMPLES, _MOST_NOISE = 500, 0.5  # the latter relative to the distance
+_MOST_DEPTH_POINTS = 20_000  # of a depth image; with more only the fit takes longer
 
 
 @dataclass(frozen=True)
 class LidarScan:
     """A LiDAR's message as arrays.
 
-    points: (N, 3) metres in its frame. offset_s: (N,) seconds from header.stamp (from the time of
-    arrival, where that is 0) to the time of each point, None where all are at the stamp or nothing
-    is known. unknown_times: why times that are there are not used, or "". noise_m: (N,) m, standard
-    deviation that the message declares of each point's distance, 0 where it declares none; None
-    where it declares none at all. doubt: what the message says that does not fit together, or "".
+    points: (N, 3) metres in its frame. offset_s: (N,) seconds from header.stamp (from the arrival
+    if that is 0) to the time of each point, None if all are at the stamp or nothing is known.
+    unknown_times: why times in the message are not used, or "". noise_m: (N,) m, standard deviation
+    of each point's distance that the message states, 0 where it states none; None if it states none
+    at all. doubt: what in the message is inconsistent, or "".
     """
 
     points: npt.NDArray[np.float32]
@@ -57,7 +59,7 @@ class LidarScan:
 
 
 def lidar_scan(message: PointCloud2 | LaserScan) -> LidarScan:
-    """Points and times of a message: one rule for node, replay and bags. Raises MessageError."""
+    """Return points and times of a message; used by node, replay and bags. Raises MessageError."""
     if not hasattr(message, "fields"):
         points = scan_message_to_points(message)
         return LidarScan(points, _ray_times(message, len(points)), doubt=_other_angles(message))
@@ -79,7 +81,7 @@ def lidar_scan(message: PointCloud2 | LaserScan) -> LidarScan:
 
 
 def _large_noise(points: npt.NDArray[np.float32], noise_m: npt.NDArray[np.float32]) -> str:
-    """A sentence if points (N, 3) m declare a noise (N,) that no sensor has; or ""."""
+    """Return a sentence if points (N, 3) m state a noise (N,) m that no sensor has; or ""."""
     declared = np.flatnonzero(noise_m > 0)
     some = declared[:: 1 + len(declared) // _NOISE_SAMPLES]
     with np.errstate(invalid="ignore", over="ignore"):
@@ -96,12 +98,13 @@ def _large_noise(points: npt.NDArray[np.float32], noise_m: npt.NDArray[np.float3
 
 
 def range_scan(message: Range) -> LidarScan:
-    """The cap (N, 3) of a Range's cone on which its echo lies, x along the axis; none without echo.
+    """Return the cap (N, 3) m of a Range's cone on which its echo lies, x along the axis; N = 0
+    without echo.
 
-    The distance is that of the nearest surface in the cone, wherever in it that is. REP 117: -Inf
-    is too near to measure and +Inf no echo, as exactly min_range and max_range are; a sensor that
-    only says whether something is nearer than a fixed distance (min_range equals max_range)
-    measures none. Raises MessageError.
+    The distance is that of the nearest surface anywhere in the cone. REP 117: -Inf means too near
+    to measure and +Inf no echo; values of exactly min_range and max_range are treated alike. A
+    sensor that only reports whether something is nearer than a fixed distance (min_range equals
+    max_range) measures none. Raises MessageError.
     """
     low, high, angle = message.min_range, message.max_range, message.field_of_view
     if not (0 <= low <= high and 0 <= angle < np.pi):
@@ -109,17 +112,17 @@ def range_scan(message: Range) -> LidarScan:
             f"range with field_of_view {angle:g} rad, min_range {low:g} m and max_range {high:g} m"
             " has no meaning; correct the driver"
         )
-    # Exactly a limit is what drivers write that do not know of Inf.
+    # Drivers that do not use Inf write exactly the limit instead.
     measured = low < message.range < high and message.range < np.inf
     return LidarScan(echo_cap(message.range if measured else None, angle), None)
 
 
 def depth_image_scan(message: Image, camera: Camera) -> LidarScan:
-    """The points of a depth image that is registered to a camera, in the camera's frame.
+    """Return the points of a depth image that is registered to a camera, in the camera's frame.
 
-    16UC1 is millimetres and 32FC1 metres along z (REP 118); 0, negative, NaN and Inf are unknown,
-    and 65535 mm, where 16 bits end. The size is the camera's or a whole fraction of it. Of a dense
-    image some 20,000 pixels are taken, spread evenly. Raises MessageError.
+    16UC1 is millimetres and 32FC1 metres along z (REP 118); 0, negative values, NaN, Inf and 65535
+    mm, the end of 16 bits, are unknown. The size is the camera's or an integer fraction of it. Of a
+    dense image some 20,000 pixels are taken, evenly spread. Raises MessageError.
     """
     if message.encoding not in ("16UC1", "32FC1"):
         raise MessageError(
@@ -147,7 +150,7 @@ def depth_image_scan(message: Image, camera: Camera) -> LidarScan:
 
 
 def not_registered(frame: str, camera_frame: str) -> str:
-    """The sentence on a depth image in another frame than the camera's."""
+    """Return the sentence on a depth image in another frame than the camera's."""
     return (
         f"the depth image is in frame {brief(frame)!r} but the image in {brief(camera_frame)!r}: it"
         " must be registered to the camera; depth_image_proc's register node makes such a depth"
@@ -156,7 +159,11 @@ def not_registered(frame: str, camera_frame: str) -> str:
 
 
 def _ray_times(message: LaserScan, count: int) -> npt.NDArray[np.float32] | None:
-    """(count,) seconds between the first ray, which has the stamp, and those that returned."""
+    """Return (count,) seconds from the stamp, that of the first ray, to each valid ray; or None.
+
+    If the stamp is 0 they count from the arrival, when the last ray is complete. None: the message
+    gives no usable time_increment.
+    """
     increment_s = float(message.time_increment)
     rays = len(message.ranges)
     if not 0 < abs(increment_s) * rays <= LONGEST_SCAN_S:
@@ -172,7 +179,7 @@ def _ray_times(message: LaserScan, count: int) -> npt.NDArray[np.float32] | None
 
 
 def scan_message_to_points(message: LaserScan) -> npt.NDArray[np.float32]:
-    """(M, 3) float32 metres of the valid returns of a planar scan."""
+    """Return (M, 3) float32 metres of the valid returns of a planar scan."""
     numbers = (message.angle_min, message.angle_increment, message.range_min, message.range_max)
     if not np.isfinite(numbers[:2]).all() or not message.range_max > message.range_min:
         raise MessageError(
@@ -190,11 +197,11 @@ def scan_message_to_points(message: LaserScan) -> npt.NDArray[np.float32]:
 
 
 def _other_angles(message: LaserScan) -> str:
-    """A sentence if the last ray of a scan is not where angle_max says, by a share of it all."""
+    """Return a sentence if the last ray is not at angle_max, relative to the whole angle; or ""."""
     rays, last = len(message.ranges), float(message.angle_max)
     stated = last - message.angle_min
     span = message.angle_increment * (rays - 1)
-    # Many count a ray more, and some leave angle_max 0.
+    # Many drivers count one more ray, and some leave angle_max 0.
     if rays < 2 or last == 0 or abs(stated - span) <= max(0.05 * abs(span), 0.02):
         return ""
     return (
@@ -207,7 +214,8 @@ def _other_angles(message: LaserScan) -> str:
 
 
 def scan_message(obstacles: Obstacles, max_range_m: float, header: Header) -> LaserScan:
-    """LaserScan of the nearest obstacles about the base frame's z; +Inf free, NaN not seen."""
+    """Return the LaserScan of the nearest obstacles about the base frame's z; +Inf free, NaN not
+    seen."""
     ranges = scan_ranges(obstacles, max_range_m)
     return LaserScan(
         header=header,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is wrong around the node, told from the graph and from what comes in."""
+"""Faults around the node, found from the ROS graph and from the inputs."""
 
 from __future__ import annotations
 
@@ -28,18 +28,19 @@ _CURES = {
     ("sensor_msgs/msg/LaserScan", "sensor_msgs/msg/PointCloud2"): "remap `points` to it",
 }
 _SAMPLES = 2000
-_FEW = 0.05  # of the points in the image, of those that a body frame would explain
+_FEW = 0.05  # largest fraction of points in the image at which a body frame is suspected
 _FEWEST_SEEN = 20
-_LASTING = 5  # looks
+_LASTING = 5  # consecutive calls
 
 # Body axes (x forward, y left, z up) to optical ones (x right, y down, z forward).
 _OPTICAL_FROM_BODY = np.array([[0.0, -1.0, 0.0], [0.0, 0.0, -1.0], [1.0, 0.0, 0.0]])
 
 
 def type_mismatch(node: Node, inputs: Mapping[str, str]) -> str:
-    """A sentence if a topic is published with another type than the node subscribes to; or "".
+    """Return a sentence if a topic is published with another type than the node subscribes to; or
+    "".
 
-    inputs: name as the node calls it -> the type that it subscribes with.
+    inputs: name in the node -> type of the subscription.
     """
     for name, wanted in inputs.items():
         topic = node.resolve_topic_name(name)
@@ -61,17 +62,20 @@ def type_mismatch(node: Node, inputs: Mapping[str, str]) -> str:
 
 
 class SeveralPublishers:
-    """Finds inputs that more publish than can be told apart: a bag that is played beside the live
-    driver, two LiDARs in one frame."""
+    """Detects inputs with more publishers than can be distinguished.
+
+    Examples are a bag that is played beside the live driver, and two LiDARs with one frame.
+    """
 
     def __init__(self) -> None:
         self._seen: dict[str, int] = {}
 
     def doubt(self, node: Node, sources: Mapping[str, int]) -> str:
-        """A sentence if an input has had too many publishers for _LASTING looks; or "".
+        """Return a sentence if an input has had too many publishers in _LASTING calls in a row; or
+        "".
 
-        sources: input as the node calls it -> how many may publish it: one camera, the frames of
-        its LiDARs. A driver that starts anew is in the graph twice for a while.
+        A driver that restarts appears twice in the graph for a while. sources: input name in the
+        node -> how many may publish it: one camera, as many LiDARs as there are frames.
         """
         for name, most in sources.items():
             topic = node.resolve_topic_name(name)
@@ -101,10 +105,10 @@ def body_frame_hint(
     used: int,
     camera_frame: str,
 ) -> str:
-    """A sentence if hardly any point is in the image, and many would be were the camera's frame one
-    of body axes; or "".
+    """Return a sentence if the camera's frame is probably one with body axes (x forward); or "".
 
-    points: (N, 3) metres in the LiDAR's frame. used: how many of them are in the image.
+    That is so if hardly any point is in the image, and many would be with body axes. points: (N, 3)
+    metres in the LiDAR's frame. used: how many of them are in the image.
     """
     if not len(points) or used > _FEW * len(points):
         return ""
@@ -128,8 +132,11 @@ def body_frame_hint(
 def frame_trouble(
     points: LidarPoints, result: DepthResult, camera: Camera, camera_frame: str
 ) -> tuple[str, str]:
-    """What keeps the depth of an image from being as good as it could: a sentence, and which kind
-    of trouble it is; "" for none. points: what `result` was computed from."""
+    """Return what makes the depth of an image worse than it could be, and the kind of problem; or
+    "".
+
+    points: those from which `result` was computed.
+    """
     trouble, kind = _lidar_trouble(points, result, camera, camera_frame)
     if result.fit.status == FitStatus.UNANCHORED:
         return f"{result.fit.message} {trouble}".strip(), "unanchored"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The extrinsics watch of a live node: its topic, its lines in the diagnostics."""
+"""The extrinsics monitor of a live node: its topic and its lines in the diagnostics."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from depth_node.ros.outputs.results import EXTRINSICS, extrinsics_report, pose_m
 
 
 class LiveWatch(BackgroundWatch):
-    """A BackgroundWatch whose verdicts are published; nothing is corrected by them."""
+    """A BackgroundWatch that publishes its verdicts; the node does not apply them."""
 
     def __init__(self, node: Node, share: float, failed: Callable[[Exception], None]) -> None:
         super().__init__(share, failed)
         self._node = node
         self._published: dict[str, Verdict] = {}
         self._header = Header()
-        # Kept for late comers: a verdict may hold for hours.
+        # Transient local, because a verdict may hold for hours and subscribers may come later.
         qos = QoSProfile(
             depth=8,
             reliability=ReliabilityPolicy.RELIABLE,
@@ -33,12 +33,12 @@ class LiveWatch(BackgroundWatch):
         self._publisher = node.create_publisher(PoseWithCovarianceStamped, EXTRINSICS, qos)
 
     def offer_image(self, frame: FrameInput, header: Header) -> None:
-        """Keep a frame to look at later; header: of its image."""
+        """Keep a frame to be judged later. header: of its image."""
         self._header = header
         self.offer(frame)
 
     def report(self) -> tuple[dict[str, str], str]:
-        """Publish new proposals; lines for the diagnostics, and a warning or ""."""
+        """Publish new proposals; return lines for the diagnostics, and a warning or ""."""
         verdicts = self.verdicts
         for name, verdict in verdicts.items():
             if verdict is not self._published.get(name) and verdict.T_camera_lidar is not None:
@@ -50,6 +50,6 @@ class LiveWatch(BackgroundWatch):
         return lines, warning
 
     def take_down(self, timeout_s: float) -> None:
-        """End the thread and take the topic off the graph."""
+        """End the thread and remove the topic from the graph."""
         self.close(timeout_s)
         self._node.destroy_publisher(self._publisher)

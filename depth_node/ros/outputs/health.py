@@ -58,18 +58,18 @@ class Health:
         self._publisher.publish(array)
 
     def close(self) -> None:
-        """Take the topic off the graph."""
+        """Remove the topic from the graph."""
         self._node.destroy_publisher(self._publisher)
 
 
 def backend(pipeline: DepthPipeline | None) -> str:
-    """Network and back end that a pipeline runs on, or ""."""
+    """Return the network and the back end of a pipeline, or ""."""
     model = pipeline.depth_model if pipeline is not None else None
     return f"{model.engine.manifest.name} on {model.engine.backend}" if model else ""
 
 
 def engine_facts(pipeline: DepthPipeline | None) -> dict[str, str]:
-    """Lines about the engines of a pipeline, for the diagnostics."""
+    """Return the diagnostics lines about the engines of a pipeline."""
     if pipeline is None:
         return {}
     depth, regions = pipeline.depth_model, pipeline.region_model

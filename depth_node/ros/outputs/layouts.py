@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What shows a node's topics: a layout for Foxglove (and Lichtblick), a configuration for RViz.
+"""Views of a node's topics: a layout for Foxglove (and Lichtblick), a configuration for RViz.
 
-Both name topics, so they are written for a node as it was started: its namespace and its remaps.
+Both contain topic names, so they are written for a node with its namespace and remaps.
 """
 
 from __future__ import annotations
@@ -25,16 +25,15 @@ from depth_node.ros.outputs.results import (
 IMAGE, IMAGE_INFO, LIDAR = "image", "camera_info", "points"
 _NODE = "depth_node"
 _NAME = re.compile(r"~?/?[A-Za-z_~][A-Za-z0-9_]*(/[A-Za-z_][A-Za-z0-9_]*)*|/")
-_FARTHEST_M = 10.0  # of the colours
+_FARTHEST_M = 10.0  # upper end of the colour scale
 _LIDAR_COLOUR, _REJECTED_COLOUR = (255, 60, 60), (255, 0, 255)
 
 
 @dataclass(frozen=True)
 class NodeTopics:
-    """Where the topics of a node are. Raises ValueError for a name that ROS would refuse.
+    """The topic names of a node. Raises ValueError for a name that ROS would refuse.
 
-    namespace: of the node. rules: (from, to), as `-r from:=to` tells the node; the first that fits
-    counts.
+    namespace: of the node. rules: (from, to), as in `-r from:=to`; the first that matches applies.
     """
 
     namespace: str = "/"
@@ -49,7 +48,7 @@ class NodeTopics:
                 )
 
     def resolve(self, topic: str) -> str:
-        """The full name of a topic that the node calls so."""
+        """Return the full name of a topic, given the node's name for it."""
         full = self._expand(topic)
         return next(
             (self._expand(to) for name, to in self.rules if self._expand(name) == full), full
@@ -64,7 +63,7 @@ class NodeTopics:
 
 
 def rule(text: str) -> tuple[str, str]:
-    """(from, to) of `from:=to`. ValueError for anything else."""
+    """Return (from, to) of `from:=to`. Raises ValueError for anything else."""
     name, separator, to = text.partition(":=")
     if not (name and separator and to):
         raise ValueError(
@@ -77,9 +76,9 @@ def rule(text: str) -> tuple[str, str]:
 
 
 def foxglove(topics: NodeTopics, frame: str = "") -> dict[str, Any]:
-    """The content of a layout file that Foxglove and Lichtblick import.
+    """Return the content of a layout file that Foxglove and Lichtblick import.
 
-    frame: that the view follows, "": the viewer's choice.
+    frame: the frame that the view follows, "" for the viewer's choice.
     """
     at = topics.resolve
     depth_info = at(CAMERA_INFO)
@@ -144,7 +143,7 @@ def _split(direction: str, first: Any, second: Any, percentage: float = 50) -> d
 
 
 def rviz(topics: NodeTopics, frame: str = "camera_optical_frame") -> dict[str, Any]:
-    """The content of an RViz 2 configuration. frame: the fixed frame."""
+    """Return the content of an RViz 2 configuration. frame: the fixed frame."""
     at = topics.resolve
     return {
         "Panels": [

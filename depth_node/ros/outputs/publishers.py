@@ -21,7 +21,10 @@ from depth_node.ros.transforms.ground import ObstacleView
 
 
 def full_name(node: Node, topic: str) -> str:
-    """Where a topic of OUTPUTS goes: a compressed one beside the plain one, wherever that is."""
+    """Return the full name of a topic of OUTPUTS.
+
+    A compressed topic stays beside the plain one, also if that is remapped.
+    """
     plain = topic.removesuffix(TRANSPORT)
     return str(node.resolve_topic_name(plain)) + topic[len(plain) :]
 
@@ -33,7 +36,7 @@ class Outputs:
         self._node = node
         self._publishers: dict[str, Publisher] = {}
         for topic, kind in OUTPUTS.items():
-            # Reliable: depth_image_proc asks for reliability and gets nothing from best effort.
+            # depth_image_proc requests reliability and gets nothing from a best-effort publisher.
             qos = QoSProfile(depth=5, reliability=ReliabilityPolicy.RELIABLE)
             self._publishers[topic] = node.create_publisher(
                 kind,
@@ -43,7 +46,7 @@ class Outputs:
             )
 
     def topics_with_subscribers(self) -> set[str]:
-        """The topics that somebody listens to."""
+        """Return the topics that have a subscriber."""
         return {
             topic for topic, out in self._publishers.items() if out.get_subscription_count() > 0
         }
@@ -58,7 +61,7 @@ class Outputs:
         config: NodeConfig,
         obstacle_view: Callable[[], ObstacleView | None],
     ) -> None:
-        """Make and publish these topics and no other; stamp and frame are those of the image.
+        """Make and publish the messages of these topics only, with the image's stamp and frame.
 
         obstacle_view: see message_makers().
         """
@@ -69,7 +72,7 @@ class Outputs:
                 self._publishers[topic].publish(message)
 
     def close(self) -> None:
-        """Take the topics off the graph."""
+        """Remove the topics from the graph."""
         for publisher in self._publishers.values():
             self._node.destroy_publisher(publisher)
         self._publishers.clear()

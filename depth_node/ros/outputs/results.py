@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the node says of an image: the topics, and which message each makes of a result.
+"""The output topics of the node, and the message that a result gives on each of them.
 
 Without rclpy: the live node publishes these messages, a replay writes them into a bag.
 """
@@ -28,8 +28,8 @@ from depth_node.ros import messages
 from depth_node.ros.transforms.ground import ObstacleView
 
 RECTIFIED = "~/depth/image_rect"
-UNRECTIFIED = "~/depth/image"  # depth of an image with distortion must not be called rectified
-TRANSPORT = "/compressedDepth"  # what image_transport adds to the name of a depth topic
+UNRECTIFIED = "~/depth/image"  # for images with distortion
+TRANSPORT = "/compressedDepth"  # suffix that image_transport adds to a depth topic
 CAMERA_INFO = "~/depth/camera_info"
 POINTS = "~/points"
 CONFIDENCE = "~/confidence"
@@ -58,7 +58,7 @@ OUTPUTS: dict[str, type] = {
 
 
 class OutputConfig(Protocol):
-    """The settings of the node that its messages depend on."""
+    """The settings of the node on which its messages depend."""
 
     @property
     def depth_encoding(self) -> str:
@@ -66,11 +66,11 @@ class OutputConfig(Protocol):
 
     @property
     def points_decimation(self) -> int:
-        """Every n-th row and column of the depth becomes a point."""
+        """Every n-th row and column of the depth is published as a point."""
 
 
 def depth_topic(camera: Camera) -> str:
-    """Where the depth of this camera's images goes."""
+    """Return the topic for the depth of this camera's images."""
     return RECTIFIED if camera.model == "pinhole" else UNRECTIFIED
 
 
@@ -82,12 +82,12 @@ def message_makers(
     config: OutputConfig,
     obstacle_view: Callable[[], ObstacleView | None] = lambda: None,
 ) -> dict[str, Callable[[], Any]]:
-    """What makes the message of each topic of OUTPUTS; nothing is computed before it is called.
+    """Return for each topic of OUTPUTS a function that makes its message; nothing is computed
+    before.
 
-    One that has nothing to say gives None. obstacle_view: what stands on the ground, None where
-    nobody knows where that is.
-
-    image: (H, W, 3) uint8 RGB. header: stamp and frame of the image, which every message gets.
+    The function returns None if there is no message for this image. obstacle_view: returns the
+    obstacles, None if the ground is not known. image: (H, W, 3) uint8 RGB. header: stamp and frame
+    of the image, used for every message.
     """
 
     @functools.cache
@@ -110,7 +110,7 @@ def message_makers(
 
     def regions() -> Image:
         labels = result.labels
-        if labels is None:  # a method without regions: every pixel is unassigned
+        if labels is None:  # a method without regions leaves every pixel unassigned
             labels = np.zeros(result.depth.shape, np.int32)
         return messages.image_message(messages.labels_to_pixels(labels), "16UC1", header)
 
@@ -132,7 +132,7 @@ def message_makers(
 
     def obstacle_scan() -> LaserScan | None:
         view = shared_view()
-        if view is None or not view.base_frame:  # parameters have no frame to put it into
+        if view is None or not view.base_frame:  # a ground from parameters has no TF frame
             return None
         scan_header = Header(stamp=header.stamp, frame_id=view.base_frame)
         return messages.scan_message(view.obstacles, view.max_range_m, scan_header)
@@ -161,7 +161,7 @@ def frame_record(
     stamp_ms: float | None = None,
     trouble: str = "",
 ) -> FrameRecord:
-    """What the monitor keeps of a result; FrameRecord explains the arguments."""
+    """Return the monitor's record of a result; FrameRecord explains the arguments."""
     fit, used = result.fit, len(result.sparse)
     residual = np.abs(fit.point_residual[np.isfinite(fit.point_residual)])
     return FrameRecord(
@@ -179,7 +179,7 @@ def frame_record(
 
 
 def diagnostics_message(report: Report, node: str, hardware_id: str) -> DiagnosticArray:
-    """The monitor's report as one status of a node, without a stamp. node: its full name."""
+    """Return the monitor's report as one status, without a stamp. node: its full name."""
     status = DiagnosticStatus(
         level=bytes([report.level]),
         name=f"{node.lstrip('/')}: depth",
@@ -191,7 +191,7 @@ def diagnostics_message(report: Report, node: str, hardware_id: str) -> Diagnost
 
 
 def extrinsics_report(verdicts: Mapping[str, Verdict]) -> tuple[dict[str, str], str]:
-    """Lines for the diagnostics, and a warning or "". verdicts: by LiDAR."""
+    """Return lines for the diagnostics, and a warning or "". verdicts: by LiDAR."""
     lines: dict[str, str] = {}
     for name, verdict in verdicts.items():
         key = "extrinsics" if len(verdicts) < 2 else f"extrinsics of {messages.brief(name)}"
@@ -210,7 +210,7 @@ def extrinsics_report(verdicts: Mapping[str, Verdict]) -> tuple[dict[str, str], 
 
 
 def pose_message(verdict: Verdict, header: Header) -> PoseWithCovarianceStamped:
-    """The pose of the LiDAR in the camera that a verdict proposes; header: of an image."""
+    """Return the LiDAR's pose in the camera that a verdict proposes. header: of an image."""
     T, covariance = verdict.T_camera_lidar, verdict.covariance
     assert T is not None and covariance is not None
     message = PoseWithCovarianceStamped(header=header)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The bond by which a lifecycle manager, such as Nav2's, notices that the node has died."""
+"""The bond by which a lifecycle manager, such as Nav2's, detects that the node has died."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rclpy.node import Node
 
-_TOPIC = "bond"  # Nav2's, relative to the namespace
+_TOPIC = "bond"  # Nav2's topic, relative to the namespace
 
 
 class ManagerBond:
-    """A bond of the node's name while it is active; nothing where bondpy is not installed."""
+    """A bond with the node's name while it is active; does nothing without bondpy."""
 
     def __init__(self, node: Node) -> None:
         self._bond: Any = None
@@ -28,7 +28,7 @@ class ManagerBond:
         self._bond.start()
 
     def close(self) -> None:
-        """Tell the manager that the bond ends on purpose."""
+        """Break the bond, so that the manager knows that it ends on purpose."""
         if self._bond is not None:
             self._bond.shutdown()
             self._bond = None

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """A lifecycle node that survives every message, request and parameter.
 
-rclpy lets an exception of any callback end the executor and with it the process, and its own
-callbacks raise for requests as plain as a transition that does not fit the state. Here every
-callback, rclpy's own included, is wrapped where it is created: what it raises is logged once in a
-while, a service answers that it failed, and the node goes on.
+In rclpy an exception of a callback ends the executor and with it the process, and rclpy's own
+callbacks raise even for a transition that does not fit the state. Here every callback, rclpy's own
+included, is wrapped when it is created: an exception is logged (throttled), a service answers that
+it failed, and the node goes on.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from rclpy.node import Node
 from depth_node.ros.messages import place
 
 _REPEAT_WARNING_S = 10.0
-_MOST_KINDS = 64  # of warnings whose time is remembered
+_MOST_KINDS = 64  # of warnings whose last time is kept
 
 Transition = Callable[[Any, LifecycleState], TransitionCallbackReturn]
 
 
 class GuardedNode(Node):
-    """Wraps every callback that is created on it, and warns of each kind of thing rarely."""
+    """Wraps every callback that is created on it, and throttles warnings of the same kind."""
 
     def __init__(self, name: str, **node_arguments: Any) -> None:
         self._warned: OrderedDict[str, float] = OrderedDict()
         self._warned_lock = threading.Lock()
         super().__init__(name, **node_arguments)
-        for service in self.services:  # rclpy makes the lifecycle's past create_service
+        for service in self.services:  # rclpy creates the lifecycle's without create_service
             service.callback = self._guarded_service(service.callback)
 
     def create_subscription(
@@ -58,16 +58,16 @@ class GuardedNode(Node):
         return super().create_service(srv_type, srv_name, guarded, *rest, **named)
 
     def report_exception(self, what: str, error: BaseException) -> None:
-        """Log what a callback raised: its kind, its sentence and where it was raised."""
+        """Log an exception of a callback: its type, its message and where it was raised."""
         self.warn_throttled(
             f"exception {place(error)}",
             f"{what} failed and was left out: {describe_exception(error)}",
         )
 
     def warn_throttled(self, kind: str, text: str) -> None:
-        """Warn, but of the same kind of thing at most every ten seconds."""
+        """Log a warning, but of the same kind at most one in ten seconds."""
         now_s = time.monotonic()
-        with self._warned_lock:  # the worker warns too
+        with self._warned_lock:  # the worker's thread warns too
             if now_s - self._warned.get(kind, -_REPEAT_WARNING_S) < _REPEAT_WARNING_S:
                 return
             self._warned[kind] = now_s
@@ -115,11 +115,11 @@ class GuardedNode(Node):
 
 
 class GuardedLifecycleNode(GuardedNode, LifecycleNode):
-    """A lifecycle node that is guarded."""
+    """A lifecycle node whose callbacks are guarded."""
 
 
 def logged_transition(callback: Transition) -> Transition:
-    """For on_configure and its like: rclpy turns what they raise into ERROR without a word."""
+    """Log what a transition callback raises, which rclpy turns into ERROR without a message."""
 
     @functools.wraps(callback)
     def call(self: Any, state: LifecycleState) -> TransitionCallbackReturn:
@@ -133,13 +133,13 @@ def logged_transition(callback: Transition) -> Transition:
 
 
 def describe_exception(error: BaseException) -> str:
-    """One bounded line: kind, sentence, file and line."""
+    """Return one line of bounded length: type, message, file and line."""
     kind, _, where = place(error).partition(" at ")
     return f"{kind}: {' '.join(str(error).split())[:500]} ({where})"
 
 
 def _failure(request: Any, response: Any, reason: str) -> Any:
-    """The response that says no, in whichever of its fields it can."""
+    """Return the response that reports the failure, in the fields that it has."""
     if hasattr(response, "success"):
         response.success = False
     if hasattr(response, "message"):

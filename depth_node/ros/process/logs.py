@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the package logs, passed on to a node's logger."""
+"""Forwards the package's log records to a node's logger."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any
 
 @contextmanager
 def forward_logs(logger: Any) -> Iterator[None]:
-    """What the package logs meanwhile (a build takes minutes) goes to the node's logger."""
+    """Forward what the package logs meanwhile (a build takes minutes) to the node's logger."""
 
     class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            # rclpy keeps one severity for each place in the source that logs.
+            # rclpy allows one severity for each place in the source that logs.
             if record.levelno >= logging.WARNING:
                 logger.warning(record.getMessage())
             else:

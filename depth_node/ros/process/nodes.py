@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The life of a process of nodes: from its arguments to a signal, each node in a thread of its own.
+"""The life of a process of nodes: from its arguments to a signal, each node in its own thread.
 
-So one node that is being configured, which may take minutes, holds up neither a signal nor another
+So a node that is being configured, which may take minutes, delays neither a signal nor another
 node.
 """
 
@@ -24,12 +24,12 @@ from depth_node.ros.process.allocator import Memory
 from depth_node.ros.process.guarded_node import GuardedNode
 from depth_node.ros.process.signals import on_stop
 
-_LOOK_S = 5.0  # between two looks at the memory of the process
-_CURES = {  # what rcl's refusals say -> what to do about it
+_LOOK_S = 5.0  # between two checks of the memory of the process
+_CURES = {  # words of rcl's error -> what to do about it
     "Sequence should be of same type": "write all numbers of a list with a decimal point (1.0)",
     "Failed to create log directory": "let HOME or ROS_LOG_DIR name a folder that can be written",
 }
-_END_S = 1.0  # after a signal; what is still busy then, such as a build of an engine, is left
+_END_S = 1.0  # after a signal; a task that still runs then, such as an engine's build, is ended
 
 
 def run(
@@ -37,18 +37,19 @@ def run(
     make: Callable[[], Sequence[GuardedNode]],
     begin: Callable[[GuardedNode], None] = lambda node: None,
 ) -> int:
-    """Run nodes until a signal ends them; the exit status is 0 then, 2 if there are none to run.
+    """Run nodes until a signal ends them; the exit status is 0 then, 2 if there are no nodes to
+    run.
 
-    make: creates the nodes once rclpy is up; what it raises is printed. begin: called for each node
-    in the thread of its callbacks, as the first of them.
+    make: creates the nodes once rclpy is initialised; an exception is printed. begin: called for
+    each node, as the first task in the thread of its callbacks.
     """
     memory = Memory()
-    ended: SimpleQueue[int] = SimpleQueue()  # its put may be called by a signal's handler
+    ended: SimpleQueue[int] = SimpleQueue()  # its put() may be called in a signal handler
     on_stop(lambda: ended.put(0))
     try:
         rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
         nodes = make()
-    except Exception as error:  # rcl cannot read its arguments or the parameter file
+    except Exception as error:  # for instance rcl cannot read its arguments or a parameter file
         kind = "" if isinstance(error, (RuntimeError, ValueError)) else f"{type(error).__name__}: "
         text = " ".join(str(error).split())
         cure = next((f": {cure}" for why, cure in _CURES.items() if why in text), "")
@@ -72,7 +73,7 @@ def run(
 
 
 def _wait(ended: SimpleQueue[int], memory: Memory) -> None:
-    """Until a signal or the end of rclpy; meanwhile memory of past peaks is given back."""
+    """Wait for a signal or the end of rclpy; meanwhile return the memory of past peaks."""
     while True:
         try:
             ended.get(timeout=_LOOK_S)
@@ -84,7 +85,7 @@ def _wait(ended: SimpleQueue[int], memory: Memory) -> None:
 
 @dataclass
 class _Spinning:
-    """A node, its executor, and the thread of its callbacks."""
+    """A node, its executor, and the thread that runs its callbacks."""
 
     node: GuardedNode
     executor: SingleThreadedExecutor
@@ -105,9 +106,9 @@ class _Spinning:
         return cls(node, executor, ending, thread)
 
     def end(self) -> None:
-        """Let it end after the callback at hand."""
+        """Let the thread end after the current callback."""
         self.ending.set()
-        self.executor.create_task(lambda: None)  # wakes it
+        self.executor.create_task(lambda: None)  # wakes the executor
 
     def join(self) -> None:
         self.thread.join()
@@ -127,7 +128,7 @@ def _spin(
                 executor.spin_once()
             except ExternalShutdownException:
                 break
-            except Exception as error:  # of what rclpy does outside the callbacks
+            except Exception as error:  # raised by rclpy outside the callbacks
                 node.report_exception("rclpy's executor", error)
                 time.sleep(0.01)
     finally:
@@ -135,8 +136,8 @@ def _spin(
 
 
 def _leave() -> None:
-    """End the process at once: what is busy now (a build of an engine, a network) takes minutes."""
-    with suppress(Exception):  # the terminal may be gone
+    """End the process at once, because a task that runs (an engine's build) may take minutes."""
+    with suppress(Exception):  # the terminal may be closed
         print("depth_node: a task was still running and was ended", file=sys.stderr)
         sys.stdout.flush()
         sys.stderr.flush()

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When the work on an image is done: one thread, a slot of size one, the newest item wins, and
-whoever offers hears of the loss; and no more often than asked for."""
+"""The thread that works on images, and the choice of images at a limited rate.
+
+There is a slot of size one: the newest item replaces the one that waits.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +15,9 @@ T = TypeVar("T")
 
 
 class LatestWorker(Generic[T]):
-    """Runs `work(item)` on its own thread for the newest offered item.
+    """Runs `work(item)` in its own thread for the newest offered item.
 
-    An exception of `work` goes to `failed` and the thread goes on with the next item.
+    An exception of `work` is passed to `failed`, and the thread goes on with the next item.
     """
 
     def __init__(
@@ -30,7 +32,7 @@ class LatestWorker(Generic[T]):
         self._thread.start()
 
     def offer(self, item: T) -> bool:
-        """Put the item into the slot; True if one that waited there was dropped for it."""
+        """Put the item into the slot; return True if it replaced one that waited."""
         with self._ready:
             dropped = bool(self._slot)
             self._slot = [item]
@@ -38,12 +40,13 @@ class LatestWorker(Generic[T]):
         return dropped
 
     def clear(self) -> None:
-        """Forget the item that waits."""
+        """Drop the item that waits."""
         with self._ready:
             self._slot = []
 
     def close(self, timeout_s: float | None = None) -> bool:
-        """Finish the item at hand, forget the one that waits, end the thread; True if it ended."""
+        """Finish the current item, drop the one that waits and end the thread; return whether it
+        ended."""
         with self._ready:
             self._open = False
             self._slot = []
@@ -61,22 +64,22 @@ class LatestWorker(Generic[T]):
             try:
                 self._work(item)
             except Exception as error:
-                with contextlib.suppress(Exception):  # the thread must outlive a failing report
+                with contextlib.suppress(Exception):  # the thread must survive it
                     self._failed(error)
-            del item  # else its arrays live until the next one comes
+            del item  # else its arrays stay in memory until the next item
 
 
 class Pace:
-    """Which images of a camera are taken where fewer are wanted than come."""
+    """Chooses the images of a camera that are processed at a limited rate."""
 
     def __init__(self) -> None:
         self._due_ns = 0
 
     def due(self, stamp_ns: int, rate_hz: float) -> bool:
-        """Whether the image of this stamp is one of rate_hz a second; 0: every one is.
+        """Return whether the image of this stamp is processed, at rate_hz per second; 0: always.
 
-        On average over time, however unevenly they come: what was missed by less than a period is
-        made up for.
+        The rate holds on average for unevenly spaced images: a delay of less than a period is made
+        up for.
         """
         if rate_hz <= 0:
             return True

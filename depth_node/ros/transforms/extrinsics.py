@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the LiDAR sits relative to the camera: a parameter, or TF."""
+"""The pose of the LiDAR relative to the camera, from a parameter or from TF."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LONGEST_ROBOT_M = 25.0
 
 
 class Extrinsics:
-    """T_camera_lidar of a frame, from a fixed matrix or by a StampedLookup in a TransformSource."""
+    """Returns T_camera_lidar of a frame, from a fixed matrix or from TF."""
 
     def __init__(
         self,
@@ -32,16 +32,17 @@ class Extrinsics:
 
     @property
     def is_fixed(self) -> bool:
-        """Whether one matrix holds for every frame."""
+        """Whether one matrix applies to every frame."""
         return self._fixed is not None
 
     def set_tolerance(self, tolerance_s: float) -> None:
-        """How far from the image's stamp the newest moving transform may be to serve for it."""
+        """Set how far from an image's stamp the newest moving transform may be, s."""
         if self._lookup is not None:
             self._lookup.tolerance_s = tolerance_s
 
     def find(self, camera_frame: str, lidar_frame: str, stamp_ns: int) -> Transform:
-        """T_camera_lidar for the image's stamp. Raises NoTransformError with cause and cure."""
+        """Return T_camera_lidar (4, 4) at the image's stamp. Raises NoTransformError with cause and
+        cure."""
         if self._fixed is not None:
             return self._fixed
         assert self._lookup is not None
@@ -77,7 +78,7 @@ class Extrinsics:
 
 
 def one_pose_for_all(frames: Sequence[str], cure: str) -> str:
-    """The sentence on LiDARs of several frames of which one matrix tells the pose."""
+    """Return the warning that one matrix is used for sensors of several frames."""
     named = ", ".join(repr(brief(frame)) for frame in frames[:_FRAMES_NAMED])
     return (
         f"T_camera_lidar is set and applies to points of all frames ({named}), but several sensors"
@@ -86,7 +87,7 @@ def one_pose_for_all(frames: Sequence[str], cure: str) -> str:
 
 
 def far_apart(T_camera_lidar: npt.NDArray[np.float64], lidar_frame: str) -> str:
-    """A sentence if a LiDAR is farther from the camera than a robot is long; or ""."""
+    """Return a sentence if the LiDAR is farther from the camera than a robot is long; or ""."""
     away_m = float(np.linalg.norm(T_camera_lidar[:3, 3]))
     if not away_m > _LONGEST_ROBOT_M:
         return ""

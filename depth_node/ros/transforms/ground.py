@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the ground is below the camera, by TF or by parameters, and what stands on it."""
+"""The ground below the camera, from TF or parameters, and the obstacles on it."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from depth_node.pipeline import DepthResult
 from depth_node.ros.transforms.lookup import StampedLookup
 from depth_node.ros.transforms.tf import NoTransformError, Transform, TransformSource
 
-_GROUND_LOOKS = 15
-_LARGEST_TRAVEL_M = 1.5  # of a camera on its robot: a mast or an arm that turns
+_GROUND_LOOKS = 15  # images by which the height of the ground is judged
+_LARGEST_TRAVEL_M = 1.5  # of a camera within its robot, on a mast or an arm that turns
 
 
 @dataclass(frozen=True)
 class ObstacleView:
-    """The obstacles of one image. base_frame: of the TF that told the ground, "" of parameters."""
+    """The obstacles of one image. base_frame: the TF frame of the ground, "" if from parameters."""
 
     obstacles: Obstacles
     base_frame: str
@@ -29,9 +29,9 @@ class ObstacleView:
 
 
 class Ground:
-    """Finds the obstacles of results. source: of TF, where config.base_frame is given.
+    """Finds the obstacles of results. source: TF, if config.base_frame is given.
 
-    warn: is told, by kind and sentence, why there are none.
+    warn: is called with kind and sentence if there are none, and why.
     """
 
     def __init__(
@@ -46,13 +46,12 @@ class Ground:
         self._finder = ObstacleFinder()
         self._below_m: list[float] = []
         self._low_ground = ""
-        self._first: npt.NDArray[np.float64] | None = None  # where the camera was over the ground
+        self._first: npt.NDArray[np.float64] | None = None  # (2,) first position over the ground, m
 
     def view(
         self, result: DepthResult, camera: Camera, frame: str, stamp_ns: int
     ) -> ObstacleView | None:
-        """What stands on the ground in an image of this TF frame; None where nobody knows where
-        the ground is."""
+        """Return the obstacles of an image with this TF frame; None if the ground is not known."""
         T_base_camera, base_frame = self._config.fixed_ground(), ""
         if self._lookup is not None:
             try:
@@ -84,7 +83,7 @@ class Ground:
         return ObstacleView(found, base_frame, self._config.max_range_m)
 
     def _look_at(self, T_base_camera: Transform, base_frame: str) -> None:
-        """Say so where the camera travels over the ground of its base: odom is no robot's frame."""
+        """Warn if the camera travels within its base frame: it is then a fixed one such as odom."""
         here = T_base_camera[:2, 3]
         self._first = here if self._first is None else self._first
         away_m = float(np.hypot(*(here - self._first)))
@@ -97,8 +96,11 @@ class Ground:
             )
 
     def look_below(self, below_m: float, base_frame: str) -> None:
-        """Judge whether the ground is seen below the expected one in most of the first images that
-        tell; below_m: of one image, as ground_below() has it."""
+        """Judge whether the ground is measured below the expected one, by the median of the first
+        images.
+
+        below_m: of one image, as ground_below() returns it; NaN is ignored.
+        """
         if np.isnan(below_m):
             return
         self._below_m.append(below_m)
@@ -115,7 +117,7 @@ class Ground:
         self._low_ground = f"the ground is seen {usual_m:.2f} m below {place}"
 
     def forget(self) -> None:
-        """Look static transforms up again, and at where the ground is."""
+        """Look static transforms up again, and judge the ground's height anew."""
         if self._lookup is not None:
             self._lookup.forget()
         self._below_m.clear()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the camera moves through the world, from TF: for what is remembered from frame to frame."""
+"""The camera's motion in the world, from TF, for the memory of earlier images and scans."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from depth_node.ros.transforms.tf import NoTransformError, Transform, TransformS
 
 
 class CameraMotion:
-    """T_world_camera at any time. Where TF is late, its newest transform serves within a tolerance.
+    """Returns T_world_camera at any time; where TF is late, its newest transform within a
+    tolerance.
 
     world_frame: a frame that stands still, such as odom.
     """
@@ -23,7 +24,7 @@ class CameraMotion:
         self._source = source
 
     def doubt(self, camera_frame: str) -> str:
-        """A sentence if nothing between the two frames can move; or ""."""
+        """Return a sentence if only static transforms join the two frames; or ""."""
         try:
             _, newest_ns = self._source.lookup(self.world_frame, camera_frame, None)
         except NoTransformError:
@@ -37,7 +38,7 @@ class CameraMotion:
         )
 
     def pose(self, camera_frame: str, stamp_ns: int) -> Transform:
-        """T_world_camera (4, 4). Raises NoTransformError with cause and cure."""
+        """Return T_world_camera (4, 4). Raises NoTransformError with cause and cure."""
         if not camera_frame:
             raise NoTransformError(
                 "the image has no frame_id, so its camera's motion cannot be looked up: let the"
@@ -46,7 +47,7 @@ class CameraMotion:
         try:
             return self._source.lookup(self.world_frame, camera_frame, stamp_ns)[0]
         except NoTransformError as error:
-            cause = str(error)  # not the error: it would keep this frame, and all that called it
+            cause = str(error)  # not the exception, which would keep the callers' frames alive
         try:
             newest, newest_ns = self._source.lookup(self.world_frame, camera_frame, None)
         except NoTransformError:
@@ -59,8 +60,11 @@ class CameraMotion:
         )
 
     def until(self, camera_frame: str, now_ns: int) -> Callable[[int], Transform]:
-        """T_now_then (4, 4) of the camera, as a function of `then` in ns; NoTransformError."""
-        inverse: list[Transform] = []  # of the pose now: looked up once, and only if it is needed
+        """Return a function of a time `then` in ns that gives T_now_then (4, 4) of the camera.
+
+        The function raises NoTransformError.
+        """
+        inverse: list[Transform] = []  # of the pose now; looked up once, when it is first needed
 
         def since(then_ns: int) -> Transform:
             if then_ns == now_ns:

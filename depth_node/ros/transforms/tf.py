@@ -23,7 +23,7 @@ _JUMP_NS = 500_000_000  # a frame's stamps that go back by less are two publishe
 
 
 class NoTransformError(LookupError):
-    """There is no such transform, or not for that time; the message says why."""
+    """TF has no such transform, or none for that time; the message says why."""
 
 
 class TransformSource(Protocol):
@@ -60,24 +60,24 @@ class TfSource:
         try:
             # Time 0 asks tf2 for the newest transform common to the chain.
             found = self._buffer.lookup_transform(
-                target.lstrip("/"),  # tf2 refuses what ROS 1 wrote
+                target.lstrip("/"),  # tf2 refuses the leading slash of ROS 1
                 source.lstrip("/"),
                 self._time(nanoseconds=stamp_ns or 0),
             )
             move, turn = found.transform.translation, found.transform.rotation
             T = rigid_transform((move.x, move.y, move.z), (turn.x, turn.y, turn.z, turn.w))
         except (self._error, ValueError, TypeError, OverflowError) as error:
-            # tf2's own, and what a stamp before 1970, a frame or a quaternion out of order cause
+            # tf2's own, and those of a stamp before 1970 or of an invalid frame or quaternion
             raise NoTransformError(one_line(error, 300)) from error
         stamp = found.header.stamp
         return T, stamp.sec * 1_000_000_000 + stamp.nanosec
 
     def forget_moving(self) -> None:
-        """Forget what moves as soon as the stamps on /tf have gone back too, at once or later.
+        """Clear moving transforms as soon as the stamps on /tf have gone back too, now or later.
 
-        tf2 ignores transforms that are ten seconds older than its newest, so after a jump back it
-        must be cleared. One camera whose own stamps jump, or one that is reset, must not take the
-        transforms away from the others: without a jump on /tf nothing is cleared.
+        tf2 ignores transforms that are ten seconds older than its newest, so it must be cleared
+        after a jump back. A camera whose own stamps jump, or that is reset, must not remove the
+        transforms of the others: without a jump on /tf nothing is cleared.
         """
         if self._jumps.ask():
             self._buffer.clear()  # static transforms stay
