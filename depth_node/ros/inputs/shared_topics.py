@@ -34,10 +34,8 @@ class SharedTopics:
         """
         key = (kind, topic)
         with self._lock:
-            self._count += 1
-            number = self._count
-            self._receivers.setdefault(key, {})[number] = receive
             if key not in self._subscriptions:
+                self._receivers[key] = {}  # before a message can come
                 self._subscriptions[key] = self._node.create_subscription(
                     kind,
                     topic,
@@ -45,6 +43,9 @@ class SharedTopics:
                     copy.copy(qos_profile_sensor_data),  # rclpy writes overrides into it
                     qos_overriding_options=QoSOverridingOptions.with_default_policies(),
                 )
+            self._count += 1
+            number = self._count
+            self._receivers[key][number] = receive
         return lambda: self._unsubscribe(key, number)
 
     def _unsubscribe(self, key: tuple[type, str], number: int) -> None:
