@@ -94,11 +94,9 @@ def backends() -> dict[str, str]:
 def _missing(backend: _Backend) -> str:
     try:
         return backend.missing()
-    except (
-        ImportError,
-        ValueError,
-        OSError,
-    ) as error:  # blocked, partly installed, or without its library
+    except BackendError as error:  # a version that cannot be used
+        return str(error)
+    except Exception as error:  # blocked, partly installed, or without its library
         return f"it cannot be imported ({' '.join(str(error).split())}): install it again"
 
 

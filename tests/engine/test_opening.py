@@ -172,11 +172,16 @@ def test_a_half_copy_is_checked_on_the_cpu_too(played: dict, model: Path) -> Non
 def test_a_half_installed_back_end_has_a_sentence(
     played: dict, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    error: Exception = ImportError("libnvinfer.so.10: cannot open shared object file")
+
     def missing() -> str:
-        raise ImportError("libnvinfer.so.10: cannot open shared object file")
+        raise error
 
     played["tensorrt"] = opening._Backend(_never, missing)
     with pytest.raises(EngineError, match=r"cannot be imported \(libnvinfer.so.10"):
+        open_engine(model, backend="tensorrt")
+    error = AttributeError("module 'tensorrt' has no attribute 'ILogger'")
+    with pytest.raises(EngineError, match=r"cannot be imported \(module 'tensorrt' has no"):
         open_engine(model, backend="tensorrt")
 
 

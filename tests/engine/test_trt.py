@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -286,6 +287,22 @@ def test_wrong_tensorrt(
     machine.install(monkeypatch)
     sentence = refusal(model, **options)
     assert f"TensorRT {version} is installed, but 10 or 11 is needed" in sentence
+
+
+def test_tensorrt_8_lacks_what_we_derive_from(
+    machine: Machine, model: Path, options: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bindings of TensorRT 8.6, that of JetPack 5, have no IProgressMonitor."""
+    import depth_node.engine as package
+
+    monkeypatch.setattr(sys.modules["tensorrt"], "__version__", "8.6.1")
+    monkeypatch.delattr(sys.modules["tensorrt"], "IProgressMonitor")
+    monkeypatch.delitem(sys.modules, "depth_node.engine.trt")
+    monkeypatch.delattr(package, "trt")
+    assert "TensorRT 8.6.1 is installed, but 10 or 11 is needed" in refusal(model, **options)
+    with open_engine(model) as engine:
+        assert engine.backend == "onnxruntime-cpu"
+        assert "TensorRT 8.6.1 is installed" in engine.details["not tensorrt"]
 
 
 def test_tensorrt_11_takes_the_same_path(
