@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -26,18 +27,19 @@ class _Turns:
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._next = self._now = 0
+        self._waiting: deque[object] = deque()  # tickets in the order of asking; the first has it
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
-        with self._changed:
-            number, self._next = self._next, self._next + 1
-            self._changed.wait_for(lambda: self._now == number)
+        ticket = object()
+        self._waiting.append(ticket)
         try:
-            yield
-        finally:
             with self._changed:
-                self._now += 1
+                self._changed.wait_for(lambda: self._waiting[0] is ticket)
+            yield
+        finally:  # also where KeyboardInterrupt ends the waiting
+            with self._changed:
+                self._waiting.remove(ticket)
                 self._changed.notify_all()
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from pathlib import Path
@@ -129,14 +130,43 @@ def test_runs_take_turns_in_the_order_of_asking(settings: ModelConfig) -> None:
         threads[-1].start()
         network = next(iter(shared._networks.values()))
         end = time.monotonic() + 20  # each asks before the next one does
-        opening_turns = 3
-        while network.turns._next < opening_turns + position + 1:
+        while len(network.turns._waiting) < position + 1:
             assert time.monotonic() < end
             time.sleep(0.001)
     opened.engines[0].go_on.set()
     for thread in threads:
         thread.join(20)
     assert opened.engines[0].order == [0.0, 1.0, 2.0, 0.0]
+
+
+def test_who_is_interrupted_in_waiting_keeps_nobody_out(settings: ModelConfig) -> None:
+    """Ctrl-C raises in the main thread, also while it waits for its turn."""
+    opened = Opened()
+    shared = SharedEngines(opened)
+    users = [shared.open(settings, EngineConfig()) for _ in range(2)]
+    engine = opened.engines[0]
+    engine.go_on.clear()
+    running = threading.Thread(target=lambda: users[0].run(tensor_of(users[0], 0)))
+    running.start()
+
+    def interrupt(received: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        with pytest.raises(KeyboardInterrupt):
+            users[1].run(tensor_of(users[1], 1))
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    engine.go_on.set()
+    running.join(20)
+    closing = threading.Thread(target=lambda: [user.close() for user in users], daemon=True)
+    closing.start()
+    closing.join(5)
+    assert engine.closed, "close() still waits for the turn of the interrupted run"
+    assert engine.order == [0.0]
 
 
 def test_a_failure_reaches_who_asked_and_keeps_nobody_out(
