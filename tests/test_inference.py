@@ -143,6 +143,28 @@ def test_engine_is_closed_when_the_model_is_refused(tmp_path: Path, monkeypatch)
     assert len(closed) == 1
 
 
+@pytest.mark.parametrize("meaning", ["depth_metric", "region_labels"])
+def test_engine_is_closed_whatever_ends_the_opening(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, meaning: str
+) -> None:
+    """Also by Ctrl-C in the first run, which is no EngineError."""
+    from depth_node.engine import ort
+
+    path = save_model(tmp_path / "tiny.onnx")
+    write_manifest(path, meaning)
+
+    def interrupted(*given: object) -> None:
+        raise KeyboardInterrupt
+
+    closed: list[object] = []
+    monkeypatch.setattr(ort.OrtEngine, "run", interrupted)
+    monkeypatch.setattr(ort.OrtEngine, "close", lambda self: closed.append(self))
+    kind = DepthModel if meaning == "depth_metric" else RegionModel
+    with pytest.raises(KeyboardInterrupt):
+        kind.open(ModelConfig(str(path), backend="onnxruntime-cpu"))
+    assert len(closed) == 1
+
+
 def test_closed_model_says_so(tmp_path: Path) -> None:
     model = depth_model(tmp_path)
     model.close()

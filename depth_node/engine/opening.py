@@ -215,7 +215,7 @@ def _open_checked(name: str, request: OpenRequest, precision: str) -> Engine:
         return engine
     try:
         check(engine, Reference.of(request.model, request.manifest, request.cache.folder), limits)
-    except EngineError:
+    except BaseException:  # also an interruption: the engine may hold GPU memory
         engine.close()
         raise
     return engine

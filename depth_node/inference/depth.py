@@ -56,7 +56,7 @@ class DepthModel(ImageModel):
         engine = opener(config, engine_config or EngineConfig())
         try:
             return cls(engine) if engine.manifest.sparse is None else CompletionModel(engine)
-        except EngineError:
+        except BaseException:
             engine.close()
             raise
 

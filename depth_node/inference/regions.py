@@ -72,7 +72,7 @@ class RegionModel(ImageModel):
                 return cls(engine, segmentation)
             decoder = _opened_decoder(config, engine_config, engine, opener)
             return PromptedRegionModel(engine, decoder, segmentation)
-        except EngineError:
+        except BaseException:
             engine.close()
             if decoder is not None:
                 decoder.close()

@@ -154,6 +154,22 @@ def test_an_engine_that_is_wrong_is_no_reason_for_the_next_back_end(
     assert all(engine.closed for engine in opened)
 
 
+def test_an_engine_is_closed_whatever_ends_its_check(
+    played: dict, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also by Ctrl-C, which is no EngineError: a robot's GPU has no memory to lose."""
+    opened: list[Played] = []
+    played["tensorrt"] = usable("tensorrt", opened=opened)
+
+    def interrupted(*given: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(opening, "check", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        open_engine(model, backend="tensorrt")
+    assert [engine.closed for engine in opened] == [True]
+
+
 def test_a_half_copy_is_checked_on_the_cpu_too(played: dict, model: Path) -> None:
     copy = save_nodes(
         model.with_name("tiny.fp16.onnx"),
