@@ -241,6 +241,7 @@ def test_manifests_that_cannot_be(
         ({"depth": ""}, "must name an input"),
         ({"depth": "a", "mask": "a"}, "must name an input"),
         ({"depth": "a", "unit": "feet"}, "sparse.unit is 'feet': use one of m, mm"),
+        ({"depth": "a", "unit": ["m"]}, "sparse.unit is ['m']: use one of m, mm"),
         ({"depth": "a", "empty": float("nan")}, "sparse.empty is nan"),
         ({"depth": "a", "min_points": 0}, "sparse.min_points is 0"),
     ],

@@ -526,38 +526,33 @@ def _run_manifest(options: argparse.Namespace) -> int:
         sparse = SparseSpec(
             options.sparse_depth, options.sparse_mask, options.sparse_unit, options.sparse_empty
         )
-    try:
-        manifest = write_manifest(
-            options.model,
-            options.meaning,
-            manifest=options.out,
-            name=options.name,
-            output_name=options.output_name,
-            height=options.height,
-            width=options.width,
-            patch_size=options.patch_size,
-            licence=options.licence,
-            source=options.source,
-            roles={
-                role: getattr(options, f"{role}_output")
-                for role in ROLES
-                if getattr(options, f"{role}_output")
-            },
-            levels={
-                role: getattr(options, f"{role}_level")
-                for role in ROLES
-                if getattr(options, f"{role}_level", None) is not None
-            },
-            focal_px=options.focal_px,
-            sparse=sparse,
-            run=not options.no_run,
-            judge=judge_answer,
-            **given,
-        )
-    except OSError as error:
-        raise UsageError(
-            f"the manifest cannot be written ({error}): name a place with --out"
-        ) from None
+    manifest = write_manifest(
+        options.model,
+        options.meaning,
+        manifest=options.out,
+        name=options.name,
+        output_name=options.output_name,
+        height=options.height,
+        width=options.width,
+        patch_size=options.patch_size,
+        licence=options.licence,
+        source=options.source,
+        roles={
+            role: getattr(options, f"{role}_output")
+            for role in ROLES
+            if getattr(options, f"{role}_output")
+        },
+        levels={
+            role: getattr(options, f"{role}_level")
+            for role in ROLES
+            if getattr(options, f"{role}_level", None) is not None
+        },
+        focal_px=options.focal_px,
+        sparse=sparse,
+        run=not options.no_run,
+        judge=judge_answer,
+        **given,
+    )
     path = options.out or manifest_path(options.model)
     spec = manifest.input
     print(

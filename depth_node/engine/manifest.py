@@ -66,7 +66,7 @@ class SparseSpec:
             _check_text(f"sparse.{key}", getattr(self, key))
         if not self.depth or self.depth == self.mask:
             raise EngineError("sparse.depth must name an input, and sparse.mask another one")
-        if self.unit not in UNITS:
+        if not isinstance(self.unit, str) or self.unit not in UNITS:
             raise EngineError(f"sparse.unit is {quoted(self.unit)}: use one of {', '.join(UNITS)}")
         if type(self.empty) not in (int, float) or not math.isfinite(self.empty):
             raise EngineError(f"sparse.empty is {quoted(self.empty)}: give a finite number")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from depth_node.engine import EngineError
+from depth_node.engine import EngineError, depth_tools
 from depth_node.engine.manifest import (
     PROMPT_DECODER,
     Manifest,
@@ -58,7 +58,8 @@ def write_manifest(
 
     The manifest is written beside the model unless ``manifest`` is a path. Before that the network
     runs once, and ``judge`` can reject the outputs by raising EngineError; with ``run`` false only
-    names, shapes and types are compared. Raises EngineError if the file or a value cannot be used.
+    names, shapes and types are compared. Raises EngineError if the file or a value cannot be used
+    or the manifest cannot be written.
     """
     model = existing_model(Path(model))
     from depth_node.engine import ort  # optional package; only this back end reads ONNX files
@@ -96,14 +97,24 @@ def write_manifest(
     place = manifest_path(model) if manifest is None else manifest
     if not run:
         ort.check_manifest(model, written)
-        written.save(place)
+        _save(written, place)
         return written
     # Opening the model checks names, shape and type as the node does at run time.
     with warn_if_slow(f"running model {model} once"), ort.OrtEngine(model, written) as engine:
         if judge is not None:
             judge(engine)
-        written.save(place)
+        _save(written, place)
     return written
+
+
+def _save(manifest: Manifest, place: str | Path) -> None:
+    try:
+        manifest.save(place)
+    except OSError as error:
+        raise EngineError(
+            f"the manifest {place} cannot be written ({error.strerror}): make room, or name another"
+            f" place (`{depth_tools('models manifest --out')}`)"
+        ) from error
 
 
 def _usable_inputs(
@@ -119,6 +130,8 @@ def _usable_inputs(
             " only models with one input, the image, can be used, or completion networks, whose"
             " input of measured points is named (--sparse-depth); export it so"
         )
+    if not inputs:
+        raise EngineError(f"model {model} has no inputs: export it with those of a prompt decoder")
     shape = inputs[0].shape
     if not prompted and (len(shape) != 4 or shape[1] not in (3, None)):
         raise EngineError(
@@ -171,16 +184,20 @@ def _image_first(model: Path, inputs: Sequence[TensorInfo], sparse: SparseSpec) 
             f" image beside {', '.join(sorted(named))}; correct --sparse-depth and --sparse-mask,"
             " or export it so"
         )
+    for item in inputs:
+        if item.name in named and len(item.shape) != 4:
+            raise EngineError(
+                f"model {model} has an input {item.name} of shape {item.shape}: export it with"
+                " (1, 1, height, width)"
+            )
     return [images[0], *(item for item in inputs if item.name in named)]
 
 
 def _input_shapes(inputs: Sequence[TensorInfo], spec: InputSpec) -> dict[str, tuple[int, ...]]:
     """Return the inputs' shapes by name; sizes that the file leaves open become the image's."""
-    return {
-        item.name: tuple(size or spec.shape[axis] for axis, size in enumerate(item.shape))
-        if len(item.shape) == 4 and item.shape[1] == 3
-        else tuple(
-            size or (1, 1, spec.height, spec.width)[axis] for axis, size in enumerate(item.shape)
-        )
-        for item in inputs
-    }
+    of_maps = (1, 1, spec.height, spec.width)
+    shapes = {}
+    for number, item in enumerate(inputs):
+        of_image = spec.shape if number == 0 else of_maps  # the image is the first input
+        shapes[item.name] = tuple(size or of_image[axis] for axis, size in enumerate(item.shape))
+    return shapes

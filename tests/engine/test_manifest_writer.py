@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from depth_node.engine import EngineError
-from depth_node.engine.manifest import Manifest, manifest_path, model_sha256
+from depth_node.engine.manifest import Manifest, SparseSpec, manifest_path, model_sha256
 from depth_node.engine.manifest_writer import write_manifest
 
 pytest.importorskip("onnxruntime")
@@ -61,6 +61,41 @@ def test_models_with_other_inputs_than_one_picture(tmp_path: Path) -> None:
     wide = save_model(tmp_path / "wide.onnx", dtype=onnx.TensorProto.DOUBLE)
     with pytest.raises(EngineError, match="float32"):
         write_manifest(wide, "depth_metric")
+
+
+def test_networks_whose_inputs_cannot_be_used(tmp_path: Path) -> None:
+    """One sentence each, for what no exporter of ours writes."""
+    without = save_nodes(tmp_path / "without.onnx", [("Identity", ["w"], ["output"])],
+                         constants={"w": [1, 2]})  # fmt: skip
+    model = onnx.load(str(without))
+    del model.graph.input[:]
+    onnx.save(model, str(without))
+    for meaning in ("depth_metric", "prompt_masks"):
+        with pytest.raises(EngineError, match="inputs"):
+            write_manifest(without, meaning, height=8, width=12)
+    five = save_model(
+        tmp_path / "five.onnx", inputs={"image": [1, 3, 8, 12], "points": ["a", "b", "c", "d", "e"]}
+    )
+    with pytest.raises(
+        EngineError, match=r"points of shape .*export it with \(1, 1, height, width"
+    ):
+        write_manifest(five, "depth_metric", sparse=SparseSpec("points"))
+
+
+def test_a_completion_network_may_leave_the_channels_of_its_image_open(tmp_path: Path) -> None:
+    """As a network of one image may."""
+    path = save_model(
+        tmp_path / "net.onnx", inputs={"image": [1, "c", 8, 12], "points": [1, 1, "h", "w"]}
+    )
+    written = write_manifest(path, "depth_metric", sparse=SparseSpec("points"))
+    assert written.inputs == {"image": (1, 3, 8, 12), "points": (1, 1, 8, 12)}
+
+
+def test_a_place_that_cannot_be_written_has_a_sentence(tmp_path: Path) -> None:
+    path = save_model(tmp_path / "tiny.onnx")
+    for run in (True, False):
+        with pytest.raises(EngineError, match=r"cannot be written \(No such file .*name another"):
+            write_manifest(path, "depth_metric", manifest=tmp_path / "nowhere" / "a.yaml", run=run)
 
 
 def test_open_shape_that_the_network_cannot_run_is_found_when_opened(tmp_path: Path) -> None:
