@@ -16,6 +16,7 @@ import hashlib
 import json
 import logging
 import os
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -139,7 +140,7 @@ class EngineCache:
     def entries(self) -> list[dict[str, Any]]:
         """Return the contents of all valid JSON files, the most recently used engine first."""
         entries = []
-        for path in self._by_age()[::-1]:
+        for path in reversed(self._by_age()):
             with contextlib.suppress(Exception):  # missing, or damaged in any way: not listed
                 entry = _read_json(path.with_suffix(".json"))
                 if _is_entry(entry):
@@ -223,15 +224,19 @@ class EngineCache:
                     time.sleep(0.1)
             yield
 
-    def _by_age(self) -> list[Path]:
-        """Return engines and reference outputs (self_check.py), least recently used first."""
+    def _by_age(self) -> dict[Path, int]:
+        """Return engines and reference outputs (self_check.py), and the bytes of each.
+
+        The least recently used one is the first.
+        """
         by_age = []
         for pattern in ("*.engine", f"*{REFERENCE_ENDING}"):
             for path in self.folder.glob(pattern):
                 with contextlib.suppress(OSError):
-                    if path.is_file():
-                        by_age.append((path.stat().st_mtime, path))
-        return [path for _, path in sorted(by_age)]
+                    about = path.stat()  # once: another process may delete it at any time
+                    if stat.S_ISREG(about.st_mode):
+                        by_age.append((about.st_mtime, path, about.st_size))
+        return {path: size for _, path, size in sorted(by_age)}
 
     def _shrink(self, keep: str) -> None:
         """Delete least recently used files until the cache is within its limit."""
@@ -239,10 +244,9 @@ class EngineCache:
             for path in self.folder.glob("*.tmp"):
                 if time.time() - path.stat().st_mtime > _LEFTOVER_S:
                     path.unlink()
-        files = self._by_age()
-        sizes = {path: path.stat().st_size for path in files if path.exists()}
+        sizes = self._by_age()
         total = sum(sizes.values())
-        for path in files:
+        for path, size in sizes.items():
             if total <= self._limit_bytes:
                 return
             if path.stem == keep[:32]:
@@ -255,7 +259,7 @@ class EngineCache:
             for file in (path, path.with_suffix(".json")):
                 with contextlib.suppress(OSError):
                     file.unlink()
-            total -= sizes.get(path, 0)
+            total -= size
 
 
 def make_private(folder: Path) -> None:

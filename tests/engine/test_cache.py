@@ -96,6 +96,24 @@ def test_a_failed_build_leaves_no_engine(cache: EngineCache) -> None:
     assert cache.obtain(IDENTITY, lambda: b"plan").built
 
 
+def test_another_process_that_shrinks_the_cache_too_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file goes between two looks at it."""
+    cache = EngineCache(tmp_path, 250)
+    other = cache.obtain(dataclasses.replace(IDENTITY, gpu="Another"), lambda: b"x" * 100)
+    exists = Path.exists
+
+    def and_then_it_goes(path: Path, **options: bool) -> bool:
+        found = exists(path, **options)
+        if path == other.path:
+            path.unlink(missing_ok=True)
+        return found
+
+    monkeypatch.setattr(Path, "exists", and_then_it_goes)
+    assert cache.obtain(IDENTITY, lambda: b"x" * 100).built
+
+
 def test_the_engine_not_used_for_longest_goes_first(tmp_path: Path) -> None:
     cache = EngineCache(tmp_path, 250)
     identities = [dataclasses.replace(IDENTITY, gpu=f"GPU {n}") for n in range(4)]
