@@ -21,10 +21,11 @@ KINDS = (
     "depth_metric",
 )
 
+POINTS = "points_affine_invariant"
 # Outputs that become metres with the camera's focal length -> their kind without it.
 NEEDS_FOCAL = {
     "depth_metric_focal": "depth_affine_invariant",  # metres x focal_px of the manifest / focal
-    "points_affine_invariant": "depth_affine_invariant",  # (h, w, 3): x, y, z + an unknown shift
+    POINTS: "depth_affine_invariant",  # (h, w, 3): x, y, z + an unknown shift
 }
 DEPTH_MEANINGS = (*KINDS, *NEEDS_FOCAL)
 

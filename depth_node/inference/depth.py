@@ -20,9 +20,9 @@ from depth_node.fitting.network import AnswerWithout, left_out_blocks
 from depth_node.geometry.camera import Camera
 from depth_node.geometry.point_map import point_map_shift
 from depth_node.geometry.sparse_depth import SparseDepth
-from depth_node.inference.image_model import POINTS, ImageModel, Tensors
+from depth_node.inference.image_model import ImageModel, Tensors
 from depth_node.inference.opening import open_configured
-from depth_node.prediction import DEPTH_MEANINGS, NEEDS_FOCAL, Prediction
+from depth_node.prediction import DEPTH_MEANINGS, NEEDS_FOCAL, POINTS, Prediction
 
 
 class DepthModel(ImageModel):

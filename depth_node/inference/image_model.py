@@ -13,9 +13,9 @@ import numpy.typing as npt
 from depth_node.engine import EngineError
 from depth_node.engine.preprocess import to_tensor
 from depth_node.engine.protocol import Closeable, Engine, ImageEngine
+from depth_node.prediction import POINTS
 
 Tensors = dict[str, npt.NDArray[Any]]
-POINTS = "points_affine_invariant"
 
 # Meaning or role of an output -> its number of axes, and its shape as error messages name it. All
 # others are one (height, width) map.

@@ -10,9 +10,8 @@ from depth_node.engine.manifest import PROMPTS, REGION_MEANINGS
 from depth_node.engine.protocol import Engine
 from depth_node.engine.self_check import reference_inputs
 from depth_node.inference.depth import CompletionModel, DepthModel
-from depth_node.inference.image_model import POINTS
 from depth_node.inference.regions import RegionModel
-from depth_node.prediction import DEPTH_MEANINGS
+from depth_node.prediction import DEPTH_MEANINGS, POINTS
 
 _ABOVE_0 = ("depth_metric", "disparity_metric", "depth_metric_focal")
 

@@ -22,7 +22,7 @@ from depth_node.engine.protocol import Engine
 from depth_node.engine.self_check import Limits, OutputDifference, role_difference
 from depth_node.engine.sparse_input import pattern_tensors
 from depth_node.image_files import ALL_FORMATS
-from depth_node.prediction import DEPTH_MEANINGS
+from depth_node.prediction import DEPTH_MEANINGS, POINTS
 from depth_node.recordings.frames import IMAGE_SUFFIXES, FrameError, read_image
 from depth_node.simulation.renderer import Scene
 from depth_node.simulation.viewpoints import random_view
@@ -228,15 +228,24 @@ def _worst_output(
         reference, output = references[name_a], outputs[name_b]
         one_map = a.meaning in DEPTH_MEANINGS and a.roles.get("scale") != name_a
         if reference.shape != output.shape and one_map:
-            height, width = image.shape[:2]
-            reference = to_image(_flat(reference), a.input, height, width)
-            output = to_image(_flat(output), b.input, height, width)
+            points = a.meaning == POINTS and name_a == a.output_name
+            reference = _at_image_size(reference, a, image, points)
+            output = _at_image_size(output, b, image, points)
         worst = worst.worse(role_difference(a, name_a, output, reference))
     return worst
 
 
-def _flat(output: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    return output.reshape(output.shape[-2:])
+def _at_image_size(
+    output: npt.NDArray[Any], manifest: Manifest, image: Image, points: bool
+) -> npt.NDArray[Any]:
+    """Resize a map (h, w), or each coordinate of a point map (h, w, 3), to the image's size."""
+    height, width = image.shape[:2]
+    axes = 3 if points else 2
+    output = output.reshape(output.shape[-axes:])
+    if not points:
+        return to_image(output, manifest.input, height, width)
+    maps = [to_image(output[..., k], manifest.input, height, width) for k in range(3)]
+    return np.stack(maps, axis=-1)
 
 
 def median_ms(times: Sequence[tuple[float, float]]) -> tuple[float, float]:

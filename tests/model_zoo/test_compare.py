@@ -62,6 +62,16 @@ def test_compare_says_how_far_apart(network: Path, tmp_path: Path) -> None:
         assert compare.compare(a, b, FEW).worst.relative_error < 1e-6
 
 
+def test_point_maps_of_two_sizes_are_compared_in_the_picture(tmp_path: Path) -> None:
+    nodes = [("Transpose", ["image"], ["out"], {"perm": [0, 2, 3, 1]})]
+    paths = []
+    for height, width in ((24, 36), (48, 72)):
+        path, shape = tmp_path / f"{height}.onnx", (1, 3, height, width)
+        paths.append(saved(graph(nodes, shape=shape), path, "points_affine_invariant"))
+    with open_engine(paths[0]) as a, open_engine(paths[1]) as b:
+        assert compare.compare(a, b, FEW).worst.correlation > 0.9
+
+
 def test_networks_of_two_sizes_are_compared_in_the_picture(tmp_path: Path) -> None:
     nodes = [("ReduceMean", ["image"], ["out"], {"axes": [1], "keepdims": 0})]
     paths = []
