@@ -132,7 +132,7 @@ def _fold_casts(graph: onnx.GraphProto) -> None:
         elif node.op_type == "Identity":
             same[node.output[0]] = source.name
         else:
-            to = onnx.helper.get_attribute_value(node.attribute[0])
+            to = next(item.i for item in node.attribute if item.name == "to")
             values = onnx.numpy_helper.to_array(source)
             cast = onnx.numpy_helper.from_array(
                 values.astype(onnx.helper.tensor_dtype_to_np_dtype(to)), node.output[0]

@@ -13,6 +13,8 @@ from depth_node.model_zoo import fp16, onnx_graph
 
 pytest.importorskip("onnxruntime")
 onnx = pytest.importorskip("onnx", reason="onnx builds the models of these tests")
+from onnx import TensorProto
+
 from tests.helpers.onnx_graphs import (
     FLOAT,
     HALF,
@@ -74,3 +76,18 @@ def test_control_flow_and_unknown_inputs() -> None:
     assert "not valid ONNX" in refusal(
         lambda: fp16.to_fp16(onnx_graph.prepared(wrong, {"image": SHAPE}))
     )
+
+
+def test_a_cast_of_weights_goes_to_its_type_whatever_else_it_says() -> None:
+    """From opset 19 on it may have `saturate` too, which stands before `to`."""
+    model = graph(
+        [
+            ("Cast", ["one"], ["axes"], {"saturate": 1, "to": TensorProto.INT64}),
+            ("ReduceMean", ["image", "axes"], ["out"], {"keepdims": 0}),
+        ],
+        {"one": np.array([1], np.int32)},
+        opset=19,
+    )
+    ready = onnx_graph.prepared(model, {"image": SHAPE})
+    (axes,) = ready.graph.initializer
+    assert (axes.name, axes.data_type) == ("axes", TensorProto.INT64)
