@@ -366,18 +366,25 @@ def manifest_path(model: str | Path) -> Path:
     return model.with_name(f"{model.stem}.manifest.yaml")
 
 
-def model_sha256(model: str | Path) -> str:
-    """Return the hexadecimal SHA-256 of a model file and of its external weights, if it has any.
+def model_files(model: Path) -> list[Path]:
+    """Return a model file and the existing files of its external weights, if it has any.
 
     Exporters put the weights of large models into ``model.onnx.data`` or ``model.onnx_data``; files
-    of other names from which the model takes weights are hashed after these, sorted by name.
+    of other names from which the model takes weights come after these, sorted by name.
     """
-    model = Path(model)
-    digest = hashlib.sha256()
     usual = [model.name + ending for ending in (".data", "_data")]
     others = sorted(name for name in external_weights(model) if is_beside(name))
     parts = dict.fromkeys(model.parent / name for name in (*usual, *others))
-    for part in [model, *(path for path in parts if path.is_file())]:
+    return [model, *(path for path in parts if path.is_file())]
+
+
+def model_sha256(model: str | Path) -> str:
+    """Return the hexadecimal SHA-256 of a model file and of its external weights, if it has any.
+
+    The files are hashed one after the other in the order of :func:`model_files`.
+    """
+    digest = hashlib.sha256()
+    for part in model_files(Path(model)):
         with part.open("rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)

@@ -18,7 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from depth_node import __version__
-from depth_node.engine.manifest import Manifest, converted_path, manifest_path, model_sha256
+from depth_node.engine.manifest import (
+    Manifest,
+    converted_path,
+    manifest_path,
+    model_files,
+    model_sha256,
+)
 from depth_node.engine.model_file import fault_of, reader_fault
 from depth_node.engine.protocol import Engine
 from depth_node.model_zoo.compare import (
@@ -90,6 +96,11 @@ def convert(
     target = out or converted_path(source, "fp16")
     if target.resolve() == source.resolve():
         raise ConvertError(f"{target} is the model itself: give another --out")
+    if manifest_path(target).resolve() == manifest_path(source).resolve():
+        raise ConvertError(
+            f"the manifest of {target} would replace the model's, {manifest_path(source)}: give"
+            " another --out, such as one that ends in .fp16.onnx"
+        )
     if fp16_input and (description.inputs or description.input.dtype != "float32"):
         raise ConvertError(
             f"{description.name} takes no float32 image, so its input stays as it is: leave"
@@ -349,4 +360,4 @@ def _scratch(target: Path) -> Iterator[Path]:
 
 def _size(model: Path) -> int:
     """Return the bytes of a model file and its external weights."""
-    return sum(part.stat().st_size for part in model.parent.glob(f"{model.name}*"))
+    return sum(part.stat().st_size for part in model_files(model))

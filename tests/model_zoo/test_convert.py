@@ -127,6 +127,20 @@ def test_weights_in_a_file_of_their_own(tmp_path: Path) -> None:
     open_engine(done.path).close()
 
 
+def test_other_files_beside_the_model_are_not_its_weights(network: Path) -> None:
+    with network.with_name("network.onnx.bak").open("wb") as backup:
+        backup.truncate(3 * 10**9)
+    done = convert.convert(network, FEW)
+    assert done.bytes[0] == network.stat().st_size
+
+
+def test_a_copy_may_not_take_the_models_manifest(network: Path) -> None:
+    before = manifest_path(network).read_bytes()
+    sentence = refusal(lambda: convert.convert(network, FEW, out=network.with_name("network.half")))
+    assert "network.manifest.yaml" in sentence and "another --out" in sentence
+    assert manifest_path(network).read_bytes() == before
+
+
 # --- real networks
 
 
