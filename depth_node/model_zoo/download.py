@@ -125,13 +125,18 @@ def _opened(hub: Any, url: str, headers: dict[str, str]) -> Iterator[tuple[Any, 
 
 
 def _unpacked(blocks: Iterator[bytes]) -> Iterator[bytes]:
-    """Decompress the blocks of a gzip or zlib stream; yield at most BLOCK bytes at once."""
+    """Decompress the blocks of a gzip or zlib stream; yield at most BLOCK bytes at once.
+
+    Raises ConnectionError if the stream is incomplete.
+    """
     unpack = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # 32: gzip or zlib, by the header
     for block in blocks:
         rest = block
         while rest and not unpack.eof:
             yield unpack.decompress(rest, BLOCK)
             rest = unpack.unconsumed_tail
+    if not unpack.eof:
+        raise ConnectionError("the packed contents stop before their end")
 
 
 def check_disk_space(target: Path, needed: int) -> None:

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from depth_node.config import read_text
 from depth_node.engine import depth_tools
-from depth_node.engine.manifest import Manifest, manifest_path
+from depth_node.engine.manifest import Manifest, manifest_path, model_sha256
 from depth_node.engine.manifest_writer import write_manifest
 from depth_node.model_zoo.download import BLOCK, Download, check_disk_space
 from depth_node.model_zoo.registry import HUB, FetchError, RegistryEntry
@@ -190,7 +190,7 @@ def _manifest(
     existing = manifest_path(path)
     if existing.is_file() and not size and not output_name:
         manifest = Manifest.load(existing)
-        if manifest.sha256 == sha256_of(path):  # kept, because the user may have edited it
+        if manifest.sha256 == model_sha256(path):  # kept, because the user may have edited it
             return manifest
     from depth_node.engine import ort
 

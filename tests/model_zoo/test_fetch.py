@@ -273,6 +273,27 @@ def test_without_a_network_the_place_of_the_file_is_said(
     assert done.record.files["model.onnx"].basis == "put there by hand"
 
 
+def test_the_manifest_of_a_network_with_external_weights_is_kept(
+    net: dict[str, dict[str, Any]], hub: hub_server.Hub, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Its hash covers the weights too: what the user set in it stays."""
+    model = onnx.load_from_string(hub.files["somebody/net/onnx/model.onnx"])
+    weights = onnx.numpy_helper.from_array(np.ones(10, np.float32), "weights")
+    model.graph.initializer.append(weights)
+    onnx.save(model, str(tmp_path / "m.onnx"), save_as_external_data=True, size_threshold=0,
+              location="model.onnx_data")  # fmt: skip
+    hub.files["somebody/net/onnx/model.onnx"] = (tmp_path / "m.onnx").read_bytes()
+    hub.files["somebody/net/onnx/model.onnx_data"] = (tmp_path / "model.onnx_data").read_bytes()
+    net["net"]["files"] = {"onnx/model.onnx": "", "onnx/model.onnx_data": ""}
+    install(net, tmp_path, monkeypatch)
+    done = fetch.fetch(registry.find("net"))
+    facts = manifest_path(done.path)
+    facts.write_text(facts.read_text().replace("interpolation: cubic", "interpolation: area"))
+    again = fetch.fetch(registry.find("net"))
+    assert again.manifest is not None and again.manifest.input.interpolation == "area"
+
+
 def test_a_wrong_file_put_there_by_hand_is_refused(
     net: dict[str, dict[str, Any]], tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -453,6 +474,16 @@ def test_without_huggingface_hub(
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     sentence = refusal(lambda: fetch.fetch(ready))
     assert "pip install huggingface_hub" in sentence and "from another machine" in sentence
+
+
+def test_a_packed_file_that_ends_early_is_not_taken_for_whole() -> None:
+    """Where nobody announced its size or hash, only the packing shows it."""
+    content = np.random.default_rng(0).bytes(3 * download.BLOCK)
+    packed = zlib.compress(content)
+    blocks = [packed[start : start + 999] for start in range(0, len(packed), 999)]
+    assert b"".join(download._unpacked(iter(blocks))) == content
+    with pytest.raises(ConnectionError, match="before their end"):
+        list(download._unpacked(iter(blocks[:-1])))
 
 
 # --- the record
