@@ -41,7 +41,7 @@ from depth_node.metrics import evaluate
 from depth_node.pipeline import DepthPipeline, DepthResult
 from depth_node.recordings import replay, scores, sources
 from depth_node.recordings.frames import find_frames, read_frame
-from depth_node.simulation.walk import render_walk
+from depth_node.simulation.walk import NOTE, render_walk
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -119,6 +119,11 @@ def run(options: DemoOptions, out: Path, progress: Progress) -> DemoReport:
         folder = Path(temporary)
         frames = options.frames or folder / "frames"
         frames.mkdir(parents=True, exist_ok=True)
+        if any(frames.iterdir()) and not (frames / NOTE).is_file():
+            raise DemoError(
+                f"{frames} has other files than rendered frames, which would be mixed with them:"
+                " give an empty folder, or that of an earlier demo, to --frames"
+            )
         views = min(options.views, options.images)
         render_walk(frames, views, options.seed, options.size, progress)
         live = run_live(options, frames, folder, progress)
@@ -270,7 +275,7 @@ def add(commands: Any) -> None:
         "--frames",
         type=Path,
         metavar="DIR",
-        help="folder of rendered frames; filled if it is empty",
+        help="folder that keeps the rendered frames: an empty one, or that of an earlier demo",
     )
     parser.add_argument(
         "--unplug", action="store_true", help="unplug the LiDAR for the middle third of the run"

@@ -29,6 +29,7 @@ T_CAMERA_LIDAR = np.array(
     [[0.0, -1.0, 0.0, 0.0], [0.0, 0.0, -1.0, -0.08], [1.0, 0.0, 0.0, -0.03], [0.0, 0.0, 0.0, 1.0]]
 )
 LIDAR = LidarPattern(beams=16, azimuth_steps=900, range_noise_m=0.01)
+NOTE = "rendered.json"  # file in a folder of rendered frames that says what was rendered
 STEPS_OF_WALK = 160  # the views are half of a closed walk through the room
 
 
@@ -41,7 +42,7 @@ def render_walk(
     width) px. progress(label, total): context manager whose value is a function to call after each
     step.
     """
-    note = folder / "rendered.json"
+    note = folder / NOTE
     request = {"seed": seed, "size": list(size), "count": count}
     before = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
     if before == request:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import queue
 import socket
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,32 @@ from depth_node.cli import demo
 def test_options_out_of_range_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(live.DemoError):
         live.DemoOptions(**wrong)  # type: ignore[arg-type]
+
+
+def test_rendered_frames_are_not_mixed_with_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """view_0000 of somebody's own recording was overwritten."""
+    rendered: list[Path] = []
+
+    class RenderedError(Exception):
+        pass
+
+    def render(folder: Path, *_: object) -> None:
+        rendered.append(folder)
+        raise RenderedError
+
+    monkeypatch.setattr(demo, "render_walk", render)
+    own, earlier = tmp_path / "own", tmp_path / "earlier"
+    for folder in (own, earlier):
+        (folder / "view_0000").mkdir(parents=True)
+    (earlier / "rendered.json").write_text("{}")
+    with pytest.raises(live.DemoError, match=r"other files.*--frames"):
+        demo.run(live.DemoOptions(frames=own), tmp_path / "out", progress=nullcontext)  # type: ignore[arg-type]
+    for folder in (earlier, tmp_path / "new"):
+        with pytest.raises(RenderedError):
+            demo.run(live.DemoOptions(frames=folder), tmp_path / "out", progress=nullcontext)  # type: ignore[arg-type]
+    assert rendered == [earlier, tmp_path / "new"]
 
 
 def test_difference_of_depth_maps() -> None:
