@@ -18,6 +18,7 @@ from scipy.spatial.transform import Rotation
 from depth_node.benchmarks.calibration_sequences import (
     LATE_S,
     LINES,
+    LOOP_STEPS,
     RenderedWalk,
     bare_wall_sequence,
     room_sequence,
@@ -35,6 +36,7 @@ from depth_node.simulation.walk import T_CAMERA_LIDAR
 SEEDS = tuple(range(110, 120))
 """Reported rooms; the constants of depth_node.calibration were chosen on others, rooms 0 to 7."""
 FRAMES = 100
+MOST_FRAMES = LOOP_STEPS // 2  # every second pose of a loop is an image
 CASES = ("right", "pitch", "yaw", "roll", "x", "y", "time", "yaw+pitch", "yaw+x")
 WITHOUT_ODOMETRY = ("right", "time")
 """Cases that are also tried without odometry; the monitor then knows the motion from images only.

@@ -384,6 +384,11 @@ def _add_calibration(kinds: Any) -> None:
 def _run_calibration(options: argparse.Namespace) -> int:
     terminal = console()
     seeds = random_seeds(options.seed, calibration.SEEDS)
+    if not 1 <= options.frames <= calibration.MOST_FRAMES:
+        raise UsageError(
+            f"--frames is {options.frames}: a loop through a room has 1 to"
+            f" {calibration.MOST_FRAMES} frames"
+        )
     with progress(terminal, "walking", len(seeds) + 1) as advance:
         tables = calibration.study(options.cache, seeds, options.frames, advance)
     print_tables(terminal, tables, options.out)
@@ -448,6 +453,10 @@ def _add_obstacles(kinds: Any) -> None:
 
 def _run_obstacles(options: argparse.Namespace) -> int:
     terminal = console()
+    for option in ("frames", "boxes", "terrain"):
+        number = getattr(options, option)
+        if number < 0:
+            raise UsageError(f"--{option} is {number}: give a number from 0, 0 leaves it out")
     robot, cases = obstacles.Robot(), []
     lines = integers("--lines", options.lines)
     terrain = options.terrain * len(obstacles.TERRAINS)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from depth_node.benchmarks import calibration, obstacles
 from depth_node.cli import main
 from tests.helpers.recordings import T_CAMERA_LIDAR
 
@@ -57,3 +58,26 @@ def test_bench_accuracy_of_a_bag_refuses_what_it_has_not(
     assert "one rosbag2 at a time" in capsys.readouterr().err
     assert main.main(["bench", "accuracy", str(bag), "--methods", "filed"]) == 2
     assert "did you mean field" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "cause"),
+    [
+        (["calibration", "--frames", "0"], "--frames is 0"),
+        (["calibration", "--frames", "401"], "--frames is 401"),
+        (["obstacles", "--frames", "-1"], "--frames is -1"),
+        (["obstacles", "--boxes", "-2"], "--boxes is -2"),
+        (["obstacles", "--terrain", "-3"], "--terrain is -3"),
+    ],
+)
+def test_bench_refuses_numbers_of_frames_that_cannot_be(
+    arguments: list[str],
+    cause: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A loop through a room has 400 images: of 1000 the walk had 400, and the table said 1000."""
+    monkeypatch.setattr(calibration, "study", lambda *_: [])
+    monkeypatch.setattr(obstacles, "Robot", lambda: None)
+    assert main.main(["bench", *arguments]) == 2
+    assert cause in capsys.readouterr().err
