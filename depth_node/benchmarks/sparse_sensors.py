@@ -25,6 +25,7 @@ from depth_node.geometry.echoes import Echo, echo_cap, echo_pixels
 from depth_node.geometry.rigid import transform
 from depth_node.geometry.sparse_depth import SparseDepth
 from depth_node.metrics import coverage, evaluate
+from depth_node.recordings.files import FrameError
 from depth_node.recordings.frames import RecordedFrame, frame_seed
 
 SEEDS = (0, 1, 2, 3)
@@ -34,6 +35,7 @@ HOLES, HOLE_POINTS = 6, 20_000
 RANGERS, RANGER_TRIES, RANGER_ANGLE_RAD, RANGER_KNOWN = 4, 200, 0.35, 0.7
 RANGER_NOISE, RANGER_DECLARED = 0.02, 0.1  # true and declared noise, fractions of the distance
 LEAST_SCORED = 200  # pixels
+LEAST_KNOWN = 2 * EACH + LEAST_SCORED  # pixels of a frame, for both sensors' points and for scores
 CAMERA_DENSITY = 0.2  # fraction of known pixels from which a source counts as a depth camera
 _STREAM = 77
 
@@ -175,7 +177,8 @@ def run_sensors(
     means over sources.
 
     predictor: a network, or the NAME of the predictions stored beside the frames. on_frame: called
-    with the name of every frame when it is done.
+    with the name of every frame when it is done. Frames with fewer than LEAST_KNOWN known pixels
+    are left out; raises FrameError if no other frame is there.
     """
     means = Means()
     for frame, prediction in predicted(sources, predictor, on_frame):
@@ -191,6 +194,11 @@ def run_sensors(
             width = float(np.nanmedian(result.std / result.depth))
             means.add(case, "median std / depth", frame.source, width)
             means.add(case, "worst source", frame.source, inside)
+    if not means.rows():
+        raise FrameError(
+            f"No frame has {LEAST_KNOWN} pixels of known depth, which the sensors need to measure"
+            " and to be scored: give frames with a denser truth."
+        )
     rows = []
     for case in means.rows():
         worst = min(means.of_sources(case, "worst source").values())
@@ -208,6 +216,8 @@ def run_sensors(
 
 
 def _measured(frame: RecordedFrame) -> Iterator[tuple[str, SensorPoints]]:
+    if np.count_nonzero(np.isfinite(frame.truth)) < LEAST_KNOWN:
+        return
     for case, make in CASES.items():
         for seed in SEEDS:
             measured = make(frame, seed)
