@@ -31,7 +31,13 @@ from depth_node.calibration.estimate import (
     thinned,
     usable_dimensions,
 )
-from depth_node.calibration.observation import Floats, Observation, same_view, total_score
+from depth_node.calibration.observation import (
+    Floats,
+    Observation,
+    chance_variance,
+    same_view,
+    total_score,
+)
 
 WINDOW = 25
 LEAST_OBSERVATIONS = 13
@@ -55,9 +61,9 @@ SIMPLER = 0.96
 """A correction along one axis that scores at least this fraction of the best is reported instead:
 one displacement is more likely than several that compensate each other."""
 LEAST_SIGNIFICANCE = 6.0
-"""Standard deviations of the score that edges at random places of the images have: a pose with a
-lower score fits them only by chance. In images of pure noise the best corrections reach 4, right
-poses in furnished rooms 50, poses that are 30 degrees off 9."""
+"""Standard deviations of the score of edges at random pixels: a pose with a lower score fits the
+images only by chance. In pure noise the best corrections of a window reach 4, right poses in
+furnished rooms 50, poses that are 30 degrees off 9."""
 _FINDING = Effort(SEARCH[1:], draws=64, elite=13, rounds=5, edges=1500)
 _RESAMPLING = Effort(SEARCH[-1:], draws=48, elite=10, rounds=4, edges=1500)
 _RESAMPLES = 6
@@ -125,7 +131,7 @@ class _Window:
         self.newest = fine
         self.observations.append(observation)
         self.scores.append(observation.score(fine, _TESTED))
-        self.variances.append(float(fine.var()) * float(np.square(observation.weight).sum()))
+        self.variances.append(chance_variance(observation, fine))
 
     def keep(self, count: int) -> None:
         """Forget all but the newest `count` observations."""

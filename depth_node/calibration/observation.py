@@ -293,6 +293,14 @@ def motion(before: FrameInput, after: FrameInput) -> Floats | None:
     )
 
 
+def chance_variance(observation: Observation, field: npt.NDArray[np.float32]) -> float:
+    """Return the variance of an observation's score if its edges fell on random pixels.
+
+    field: (h, w), see edge_map.
+    """
+    return float(field.var()) * float(np.square(observation.weight).sum())
+
+
 def total_score(
     observations: Sequence[Observation],
     fields: Sequence[npt.NDArray[np.float32]],

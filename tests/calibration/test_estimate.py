@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,16 @@ def test_a_turn_of_two_degrees_is_found(cache: Path, axis: str) -> None:
     angle = np.rad2deg(np.arccos(np.clip((np.trace(left[:3, :3]) - 1) / 2, -1, 1)))
     assert angle < 0.5, f"{angle:.2f} degrees are left of two"
     assert np.isfinite(estimate.std).all() and estimate.edges > 100
+
+
+def test_in_the_dark_every_axis_is_unknown(short_walk: RenderedWalk) -> None:
+    """Some correction fits the noise of the images best, and often one fits it much better."""
+    rng = np.random.default_rng(0)
+    dark = [
+        dataclasses.replace(frame, image=rng.integers(0, 6, frame.image.shape).astype(np.uint8))
+        for frame in short_walk.frames(64)
+    ]
+    assert calibrate(observe_all(dark)).unknown == list(AXES)
 
 
 def test_the_local_maximum_test_counts_what_scores_worse() -> None:
