@@ -59,7 +59,7 @@ from training.models.unet import SmallUNet, unfold
 from training.recipe import Batch, BatchPart, LoopConfig, Recipe, generators
 
 ENCODER = re.compile(r"^(network\.backbone|encoder|stem|stages|context|detail\.encoder)\.")
-LAYER = re.compile(r"(?:encoder\.layer|^stages|^encoder\.blocks)\.(\d+)\.")
+LAYER = re.compile(r"(?:encoder\.layer|^stages|^(?:detail\.)?encoder\.blocks)\.(\d+)\.")
 
 
 @dataclass(frozen=True)
@@ -306,10 +306,11 @@ class Mesa(Recipe):
         decay = self.cfg.layer_decay
         if decay == 1 or not ENCODER.match(name) or self._network is None:
             return 1.0
+        beside = name.startswith("detail.")  # this encoder stands beside the U-Net's own
         numbers = [
             int(match.group(1))
-            for match in map(LAYER.search, self._network.state_dict())
-            if match is not None
+            for other in self._network.state_dict()
+            if other.startswith("detail.") == beside and (match := LAYER.search(other)) is not None
         ]
         depth = max(numbers) + 1
         here = LAYER.search(name)

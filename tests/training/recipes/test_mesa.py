@@ -29,6 +29,7 @@ from training.data.samples import DataError
 from training.data.sequences import Triplets, open_triplets
 from training.models import mobilenet
 from training.models.networks import open_network, open_run
+from training.models.unet import SmallUNet
 from training.recipes import mesa
 
 CONFIGS = REPO / "training" / "configs"
@@ -208,6 +209,18 @@ def test_staged_then_fine_tuned(data: tuple[Mixture, Triplets], tmp_path: Path) 
     train(data, three, *tune, "head=inverse")
     network = open_run(three)  # as any student: exported and compared like one
     assert torch.isfinite(network(torch.rand(1, 3, 56, 84))).all()
+
+
+def test_each_encoder_decays_by_its_own_layers() -> None:
+    """The MobileNetV2 of the detail stands beside the U-Net's stages, not before them."""
+    cfg = settings("network.kind=unet", "network.unet.detail=[8,4]", "layer_decay=0.5")
+    recipe = mesa.Mesa(cfg, None, None)
+    recipe._network = SmallUNet(cfg.network.unet)
+    rates = [recipe.rate(f"detail.encoder.blocks.{k}.project.0.weight") for k in (17, 16, 1)]
+    assert rates == [0.5, 0.25, 0.5**17]
+    rates = [recipe.rate(f"stages.{k}.0.body.0.0.weight") for k in (4, 3, 1)]
+    assert rates == [0.5, 0.25, 0.5**4] and recipe.rate("stem.0.weight") == 0.5**6
+    assert recipe.rate("detail.up.0.narrow.0.weight") == 1
 
 
 def test_the_command_judges_in_metres(data: tuple[Mixture, Triplets], tmp_path: Path) -> None:
