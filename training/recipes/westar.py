@@ -228,7 +228,7 @@ class Westar(Recipe):
 
     images: of the new place. labels: their ordinal labels. known: images of the source's own
     domain. say: receives sentences for the user. Raises DataError if loss.known is set and `known`
-    is empty.
+    is empty, and ConfigError if only labels would teach and there are none.
     """
 
     name = "westar"
@@ -244,6 +244,11 @@ class Westar(Recipe):
     ) -> None:
         if cfg.loss.known and not known:
             raise DataError("loss.known needs images: set `known` to a data set, or it to 0.")
+        if labels is None and not cfg.labels.from_depth and not (cfg.loss.st or cfg.appearance):
+            raise config.ConfigError(
+                "loss.st and appearance are 0 and there are no labels: nothing would be learnt; set"
+                " labels.file to a label file, or loss.st to a weight (1)"
+            )
         self.cfg = cfg
         self.images = images
         self.known = len(known)

@@ -488,6 +488,16 @@ def test_panels_show_views_and_maps() -> None:
     assert image[TITLE_PX:][:56].std() > 5 and image[-56:].std() > 5
 
 
+def test_labels_alone_need_labels() -> None:
+    """Nothing but the pull to the source would be left: a run that learns nothing."""
+    alone = ("loss.st=0", "loss.weak=1")
+    with pytest.raises(config.ConfigError, match=r"no labels.*labels\.file"):
+        recipe(*alone, "labels.from_depth=false")
+    recipe(*alone)  # drawn from depth
+    some = LabelSet([Pair("0.png", 1, 1, 5, 5, "closer")], [s.name for s in samples()])
+    recipe(*alone, "labels.from_depth=false", labels=some)
+
+
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
