@@ -20,7 +20,7 @@ from depth_node.engine.manifest import EMBEDDED
 from depth_node.engine.options import ModelConfig
 from depth_node.fitting.field.refine import WHOLE
 from depth_node.inference import DepthModel
-from training.data.field_problems import Examples, ExamplesConfig
+from training.data.field_problems import HEIGHT, WIDTH, Examples, ExamplesConfig
 from training.models.refiner import RefinerNet
 from training.recipe import Batch, BatchPart, LoopConfig, Recipe, generators
 
@@ -55,6 +55,12 @@ class Config:
 
     def __post_init__(self) -> None:
         config.validate(self)
+        most = (HEIGHT // 2, WIDTH // 2)  # the half grid of the examples
+        if self.rows % 8 or self.columns % 8 or self.rows > most[0] or self.columns > most[1]:
+            raise config.ConfigError(
+                f"rows and columns must be multiples of 8, at most {most[0]} and {most[1]}, the"
+                f" size of an example: {self.rows}x{self.columns} cannot be cut out of one"
+            )
 
 
 CHUNK = 256  # examples copied to a device at a time

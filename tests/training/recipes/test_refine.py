@@ -11,6 +11,7 @@ torch = pytest.importorskip("torch", reason="training needs torch (requirements-
 
 import numpy as np
 
+from depth_node import config
 from depth_node.engine.refinement import FieldRefiner
 from depth_node.fitting.field.refine import CANDIDATES, CHANNELS, WHOLE, in_rows
 from depth_node.prediction import Prediction
@@ -26,7 +27,7 @@ from training.data.field_problems import (
 from training.data.samples import U8, DataError
 from training.export.refiner import open_refiner_run
 from training.models.refiner import RefinerNet, convex_mix
-from training.recipes.refine import errors, mirrored
+from training.recipes.refine import Config, errors, mirrored
 
 SMALL = {"widths": "[8,8,8,8]", "blocks": "[1,1,1,1]"}
 
@@ -42,6 +43,13 @@ def made() -> list[Example]:
     rng = np.random.default_rng(3)
     tried = [example(view.image, view.depth, brightness, rng) for _ in range(6)]
     return [each for each in tried if each is not None]
+
+
+@pytest.mark.parametrize("size", ["rows=100", "columns=36", "rows=128", "columns=168"])
+def test_a_crop_that_does_not_fit_is_refused(size: str) -> None:
+    """The network halves it three times; examples have 120 x 160 cells."""
+    with pytest.raises(config.ConfigError, match="multiples of 8, at most 120 and 160"):
+        config.override(Config(), [size])
 
 
 def test_depth_without_its_image_is_the_same() -> None:
