@@ -96,10 +96,12 @@ def _empty_prompt(cfg: HubSource) -> Tensor:
         return next(iter(load_file(str(folder / PROMPT_FILE)).values())).float()
     from diffusers import StableDiffusionPipeline
 
+    local = folder.is_dir()
     try:
         pipe = StableDiffusionPipeline.from_pretrained(
             cfg.source,
-            local_files_only=folder.is_dir() or not cfg.allow_download,
+            local_files_only=local or not cfg.allow_download,
+            **({} if local else {"revision": cfg.revision}),
             **dict.fromkeys(
                 ("unet", "vae", "scheduler", "safety_checker", "feature_extractor", "image_encoder")
             ),

@@ -226,6 +226,23 @@ def test_the_empty_prompt_comes_from_the_text_encoder(folder: Path, tmp_path: Pa
     assert prompt.shape == (1, 7, 8) and torch.isfinite(prompt).all()
 
 
+def test_the_empty_prompt_is_of_the_same_revision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the U-Net and the autoencoder, which are fetched beside it."""
+    import diffusers
+
+    given: dict[str, object] = {}
+
+    def fetch(source: str, **arguments: object) -> None:
+        given.update(arguments)
+        raise OSError("no connection")
+
+    monkeypatch.setattr(diffusers.StableDiffusionPipeline, "from_pretrained", fetch)
+    cfg = DiffusionConfig(source="someone/sd2", allow_download=True, revision="abc")
+    with pytest.raises(TrainingError, match="empty prompt"):
+        stable_diffusion._empty_prompt(cfg)
+    assert given["revision"] == "abc"
+
+
 @pytest.mark.parametrize(("part", "content"), [("unet", "U-Net"), ("vae", "autoencoder")])
 def test_a_missing_part_is_named(folder: Path, tmp_path: Path, part: str, content: str) -> None:
     copy = tmp_path / "sd2"
