@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The images of a batch above its maps."""
+"""Sheets of the images and maps of a batch."""
 
 from __future__ import annotations
 

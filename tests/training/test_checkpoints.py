@@ -114,7 +114,7 @@ def test_a_description_of_wrong_types_is_refused(tmp_path: Path, text: str) -> N
 def test_a_disk_without_links_trains_resumes_and_keeps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """exFAT, SMB, many containers' volumes: a link is refused, a name in a file stands for it."""
+    """exFAT, SMB and many volumes of containers refuse links; a file with a path replaces them."""
     whole = train(settings("loop.steps=8", "loop.schedule=constant"), tmp_path / "linked")
 
     def refuse(*_: Any, **__: Any) -> None:

@@ -32,10 +32,10 @@ def text() -> str:
 
 
 def commands() -> list[str]:
-    """Those of code blocks and of single lines of code, without their comments."""
+    """Return the commands in code blocks and inline code of a page, without comments."""
     blocks = "\n".join(block for page in PAGES for block in BLOCK.findall(page.read_text("utf-8")))
     lines = blocks.replace("\\\n", " ").splitlines()
-    # A word in capitals that stands for a recipe or a case is no command.
+    # A command with a placeholder in capitals for the recipe or the case cannot be parsed.
     inline = [" ".join(code.split()) for code in re.findall(r"`(python -m [^`]*)`", text())]
     stripped = [line.split("  #")[0].strip() for line in [*lines, *inline]]
     return [
@@ -46,7 +46,7 @@ def commands() -> list[str]:
 
 
 def words(command: str) -> list[str]:
-    """The arguments; `...` says that more may follow, a|b that either stands there."""
+    """Return the arguments of a command; `...` is removed, and of a|b the first is taken."""
     arguments = [word.split("|")[0] for word in shlex.split(command)[3:]]
     # Behind an option it stands for the option's value.
     return [w for k, w in enumerate(arguments) if w != "..." or arguments[k - 1].startswith("--")]

@@ -44,7 +44,7 @@ def child(*arguments: object, launcher: tuple[str, ...] = ()) -> subprocess.Comp
 
 
 def tensors(run: Path) -> dict[str, torch.Tensor]:
-    """Every tensor of a run's last checkpoint."""
+    """Return every tensor of a run's last checkpoint, by name."""
     folder = checkpoints.find(run)
     by_name = {}
     for file in sorted(folder.glob("*.safetensors")):
@@ -63,7 +63,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 @pytest.mark.parametrize("save", [3, 5])
 def test_killed_in_mid_save_then_resumed_equals_uninterrupted(tmp_path: Path, save: int) -> None:
-    """SIGKILL while a weights file is half written: in the first checkpoint, and in the second."""
+    """SIGKILL while a file of weights is half written, in the first or in the second checkpoint."""
     whole = train(settings("loop.log_every=2"), tmp_path / "whole")
     killed = child(tmp_path / "parts", "loop.log_every=2", "--kill-in-save", save)
     assert killed.returncode == -signal.SIGKILL
@@ -73,7 +73,7 @@ def test_killed_in_mid_save_then_resumed_equals_uninterrupted(tmp_path: Path, sa
     if save > 3:
         assert checkpoints.read(tmp_path / "parts")["step"] == 3
     with (tmp_path / "parts" / "log.jsonl").open("a") as log:
-        log.write('{"step": 7, "lo')  # what a crash leaves
+        log.write('{"step": 7, "lo')  # a line that a crash left incomplete
     train(settings("loop.log_every=2"), tmp_path / "parts")
     assert same(tensors(tmp_path / "whole"), tensors(tmp_path / "parts"))
     assert whole.step == 8
@@ -104,7 +104,7 @@ def test_a_setting_that_a_run_did_not_have_is_at_its_default(tmp_path: Path) -> 
 
 
 def test_ctrl_c_with_workers_ends_between_steps(tmp_path: Path) -> None:
-    """The signal reaches the workers too; they go on until the training process is done."""
+    """The signal reaches the workers too; they continue until the training process stops."""
     arguments = ("loop.workers=2", "loop.steps=400", "--interrupt-at", 30)
     stopped = child(tmp_path / "parts", *arguments)
     assert stopped.returncode == 1
@@ -158,7 +158,7 @@ ACCELERATE = (
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="made for CPUs: each process wants its GPU")
 def test_two_processes_equal_one(tmp_path: Path) -> None:
-    """Each of two gets half of a step's images: losses and weights of one with all of them."""
+    """Two processes, with half of a step's images each, learn the same as a single one."""
     train(settings(), tmp_path / "one")
     done = child(tmp_path / "two", launcher=ACCELERATE)
     assert done.returncode == 0, done.stderr
@@ -215,7 +215,7 @@ def test_the_average_holds_only_what_is_learnt(tmp_path: Path) -> None:
     state = train(settings("loop.ema=0.9"), tmp_path)
     assert state.averaged is not None
     model, averaged = dict(state.model.named_parameters()), dict(state.averaged.named_parameters())
-    assert averaged["0.weight"] is model["0.weight"]  # frozen: one memory
+    assert averaged["0.weight"] is model["0.weight"]  # frozen weights are shared
     assert not torch.equal(averaged["2.weight"], model["2.weight"])
     assert not any(p.requires_grad for p in averaged.values())
     learnt = checkpoints.weights(checkpoints.find(tmp_path) / "model.safetensors")

@@ -28,7 +28,7 @@ from training.data.ordinal_labels import SimulationConfig, read_labels, simulate
 from training.models import networks
 
 README = REPO / "README.md"
-# What makes it a toy: everything else is the command as it is printed.
+# Settings that make it small; everything else is the command as it is printed.
 TOY = [
     "height=56", "width=84", "masks.folder=", "loop.steps=3", "loop.batch=2", "loop.warmup=1",
     "loop.tensorboard=false", "loss.mask_px=16",

@@ -23,7 +23,8 @@ from training.recipe import Batch
 def test_a_log_that_cannot_be_written_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "environment", dict)  # its length depends on the working tree
+    # The length of environment.json depends on the working tree.
+    monkeypatch.setattr(loop, "environment", dict)
     cfg = settings("loop.steps=40", "loop.checkpoint_every=100")
     sentence = r"The run folder .* cannot be written .*make room"
     with nearly_full_disk(1500), pytest.raises(loop.TrainingError, match=sentence):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is exported opens in depth_node as it is, and says what torch says."""
+"""Exported files open in depth_node without changes and give the output of torch."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ QUIET = Console(quiet=True)
 
 
 def run_of(folder: Path, network: torch.nn.Module, settings: dict, recipe: str) -> Path:
-    """A run folder as the loop leaves it."""
+    """Write a run folder as the loop does."""
     about = {"recipe": recipe, "settings": settings}
     checkpoints.write(folder, 3, about, {"averaged": network.state_dict()}, {})
     return folder
@@ -56,7 +56,7 @@ def unet_run(folder: Path, cfg: unet_model.StudentConfig = UNET) -> Path:
     torch.manual_seed(0)
     network = unet_model.SmallUNet(cfg)
     network.train()
-    with torch.no_grad():  # batch statistics that are not those of a fresh layer
+    with torch.no_grad():  # so that batch statistics differ from those of a fresh layer
         for _ in range(3):
             network(torch.randn(2, 3, height, width) + 0.5)
     settings = {
@@ -71,7 +71,7 @@ def unet_run(folder: Path, cfg: unet_model.StudentConfig = UNET) -> Path:
 
 @pytest.fixture(scope="module")
 def unet(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A run and what it was exported as, by the command line."""
+    """Return a run and the file to which the command line exported it."""
     folder = tmp_path_factory.mktemp("unet")
     run, out = unet_run(folder / "run"), folder / "student.onnx"
     assert main(["export", str(run), "--out", str(out)]) == 0
@@ -85,7 +85,7 @@ def sample_image(height: int = 90, width: int = 120) -> np.ndarray:
 
 
 def agrees(path: Path, opened: Exportable, limit: float) -> Manifest:
-    """The file behind depth_node answers as the network did in torch."""
+    """Assert that depth_node predicts with the file what torch predicts; return the manifest."""
     image = sample_image()
     expected = opened.predict(image).values
     with DepthModel.open(ModelConfig(path=str(path), threads=1)) as model:
@@ -287,7 +287,7 @@ def test_low_rank_updates_are_merged(tmp_path: Path) -> None:
 def test_depth_anything_v2_small_at_392x518(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its widths and decoder at the real size; four layers of the twelve, for time."""
+    """The real widths, decoder and input size, but four layers instead of twelve to save time."""
     small = dataclasses.replace(hub.SIZES["small"], depth=4, taps=(1, 2, 3, 4))
     monkeypatch.setitem(hub.SIZES, "small", small)
     torch.manual_seed(3)
@@ -308,7 +308,7 @@ def test_depth_anything_v2_small_at_392x518(
 
 
 def test_a_wrong_export_is_not_written(tmp_path: Path) -> None:
-    """A graph that is not the network: it looks into a mirror."""
+    """A graph that is not the network, because it mirrors the image."""
 
     class Mirrored(torch.nn.Module):
         def __init__(self) -> None:
@@ -327,7 +327,7 @@ def test_a_wrong_export_is_not_written(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("diverged", [True, False])
 def test_a_network_that_answers_nan_is_not_written(tmp_path: Path, diverged: bool) -> None:
-    """Weights that are NaN, as of a run that diverged, and a graph alone that divides by zero."""
+    """NaN in the weights, as after divergence, and a division by zero in the graph alone."""
 
     class Broken(torch.nn.Module):
         def __init__(self) -> None:
@@ -348,7 +348,7 @@ def test_a_network_that_answers_nan_is_not_written(tmp_path: Path, diverged: boo
 
 
 def test_a_square_network_is_also_compared_at_another_size(tmp_path: Path) -> None:
-    """Rows and columns that change places in the graph do not show in a square of noise."""
+    """With a square input of noise, swapped rows and columns in the graph would not be noticed."""
 
     class Swapped(torch.nn.Module):
         def __init__(self) -> None:

@@ -22,7 +22,7 @@ pytest.importorskip("onnxruntime")
 
 
 def plain_nms(boxes: Any, scores: Any, limit: float) -> Any:
-    """torchvision's greedy suppression, written in torch."""
+    """Greedy non-maximum suppression as in torchvision, written in torch."""
     order = torch.argsort(scores, descending=True, stable=True)
     selected: list[int] = []
     for index in order.tolist():
@@ -144,7 +144,7 @@ def sam2() -> Any:
 
 @functools.cache
 def exported(kind: str, folder: Path) -> tuple[Any, Path, str]:
-    """The network, its encoder's file, and what the command said."""
+    """Return the network, the file of its encoder and the output of the command."""
     model = {"sam": sam, "sam2": sam2}[kind]()
     model.save_pretrained(folder / kind)
     parser = argparse.ArgumentParser()
@@ -163,7 +163,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def opened(encoder: Path, **prompts: Any) -> PromptedRegionModel:
-    """Without filters unless they are named: every mask of every point, best first."""
+    """Return the settings without filters, except those that are given: all masks, best first."""
     limits = {"min_iou": 0.0, "min_stability": 0.0, "nms_iou": 1.0, **prompts}
     config = SegmentationConfig(prompts=PromptConfig(points_per_side=PER_SIDE, **limits))
     model = RegionModel.open(ModelConfig(str(encoder), threads=1), config)
@@ -172,7 +172,7 @@ def opened(encoder: Path, **prompts: Any) -> PromptedRegionModel:
 
 
 def overlaps(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
-    """IoU of the masks (n, H, W) of both, one by one; two empty ones are the same."""
+    """Return the IoU (n,) of corresponding masks (n, H, W); 1 if both are empty."""
     assert ours.shape == theirs.shape
     common, either = ((op(ours, theirs)).sum(axis=(1, 2)) for op in (np.logical_and, np.logical_or))
     return np.where(either > 0, common / np.maximum(either, 1), 1.0)
@@ -274,7 +274,7 @@ def test_a_graph_of_other_weights_is_not_written(
 
 
 def test_a_network_that_answers_nan_is_not_written(tmp_path: Path) -> None:
-    """NaN in one output of the decoder: the finite difference of another does not hide it."""
+    """NaN in one output of the decoder is found even if the others are finite."""
     model = shaken(sam(), seed=2)
     torch.nn.init.constant_(model.mask_decoder.iou_prediction_head.proj_out.bias, float("nan"))
     with pytest.raises(TrainingError, match=r"differ by inf .* was not written"):
@@ -287,7 +287,7 @@ def test_a_network_that_answers_nan_is_not_written(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def packages() -> dict[str, Any]:
-    """segment_anything and mobile_sam as published, or a skip that says what is missing."""
+    """Import segment_anything or mobile_sam as published; skip, naming what is missing."""
     modules = {}
     for name in ("torchvision", "segment_anything", "mobile_sam"):
         try:
@@ -298,7 +298,7 @@ def packages() -> dict[str, Any]:
 
 
 def original(package: Any) -> tuple[Any, int]:
-    """A Sam of the package, small and random, and the size of its image."""
+    """Make a small random Sam of the package; return it and the size of its image."""
     torch.manual_seed(0)
     parts = package.modeling
     if package.__name__ == "mobile_sam":  # its encoder is made for 1024 pixels and 256 channels
@@ -332,7 +332,7 @@ def original(package: Any) -> tuple[Any, int]:
 
 
 def generated(package: Any, model: Any, image: np.ndarray, **options: float) -> np.ndarray:
-    """What the package's automatic mask generator finds, best first: (n, H, W)."""
+    """Return the masks (n, H, W) of the package's automatic mask generator, best first."""
     generator = package.SamAutomaticMaskGenerator(
         model, points_per_side=PER_SIDE, points_per_batch=7, **options
     )
@@ -341,7 +341,7 @@ def generated(package: Any, model: Any, image: np.ndarray, **options: float) -> 
 
 
 def filled(masks: np.ndarray) -> np.ndarray:
-    """Without empty masks, which every generator passes on or drops as it likes."""
+    """Drop empty masks, because generators treat them differently."""
     return masks[masks.any(axis=(1, 2))]
 
 

@@ -22,7 +22,7 @@ from training.models.diffusion import DiffusionConfig
 
 
 def test_a_marigold_teaches_through_the_same_door(tmp_path: Path) -> None:
-    """Affine depth comes out as disparity, the same every time, with what is known."""
+    """Affine depth is converted to disparity with a mask, and the result is reproducible."""
     import diffusers
     import transformers
 
@@ -62,7 +62,7 @@ def test_a_marigold_teaches_through_the_same_door(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("gives", ["disparity", "depth"])
 def test_a_genpercept_teaches_through_the_same_door(gives: str, tmp_path: Path) -> None:
-    """Against the authors' way: one step of DDIM under their schedule, from the image itself."""
+    """Compare with the authors' pipeline: one DDIM step with their schedule, from the image."""
     import diffusers
     import transformers
 

@@ -48,7 +48,7 @@ def test_the_relu_can_be_looked_behind_and_the_answer_is_the_librarys() -> None:
 
 
 def test_features_are_the_patches_in_their_places() -> None:
-    """An image changed in one corner changes the features of that corner most."""
+    """A change in one corner of the image changes the features of that corner most."""
     network = debug()
     x = images()
     other = x.clone()

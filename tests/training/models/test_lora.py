@@ -27,7 +27,7 @@ from training.models.unet import SmallUNet
 
 
 class Attention4(nn.Module):
-    """The names of transformers 4."""
+    """An attention layer with the names of transformers 4."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class Attention4(nn.Module):
 
 
 class Attention(nn.Module):
-    """One matrix for query, key and value, as in the original DINOv2 and timm."""
+    """An attention layer with one matrix for query, key and value, as in DINOv2 and timm."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -52,7 +52,7 @@ def test_only_what_is_hidden_counts() -> None:
 
 @pytest.mark.parametrize("variant", models_masked.VARIANTS)
 def test_what_is_hidden_does_not_reach_the_encoder(variant: str) -> None:
-    """Whatever stands in hidden squares, the prediction is the same; visible ones change it."""
+    """The prediction depends on the visible squares and not on the hidden ones."""
     torch.manual_seed(0)
     network = open_network(DEPTH_ANYTHING).eval()
     pixel_head = models_masked.PixelHead(network, MaskingConfig(variant, 28, 0.5), 56, 84).eval()

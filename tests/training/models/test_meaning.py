@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a network's numbers mean is asked wherever one enters training: metres are no disparity."""
+"""The meaning of a network's output is checked wherever it enters training (metres, disparity)."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ CONFIGS = REPO / "training" / "configs"
 
 @pytest.fixture(scope="module")
 def metric(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a metric Depth Anything of up to 20 m that sees some structure."""
+    """Make a folder with a metric Depth Anything of up to 20 m whose output is not constant."""
     from transformers import DepthAnythingForDepthEstimation
 
     torch.manual_seed(3)
     settings = depth_anything_config("debug")
     settings.depth_estimation_type, settings.max_depth = "metric", 20
     network = initialise_decoder(DepthAnythingForDepthEstimation(settings))
-    with torch.no_grad():  # a random decoder says nearly the same everywhere
+    with torch.no_grad():  # the output of a random decoder is nearly constant
         network.head.conv3.weight.mul_(30)
         network.head.conv3.bias.fill_(-1.0)
     folder = tmp_path_factory.mktemp("metric")
@@ -61,7 +61,7 @@ def metres(folder: Path, rgb: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 def own_labels(folder: Path, names: list[str]) -> LabelSet:
-    """What the metric network itself would answer: the point with fewer metres is closer."""
+    """Return labels from the metric network's own output: fewer metres are closer."""
     pairs = []
     for k, name in enumerate(names):
         depth, rng = metres(folder, image(k)), np.random.default_rng(k)

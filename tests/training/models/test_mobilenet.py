@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MobileNetV2 as an encoder: torchvision's weights by their names there."""
+"""MobileNetV2 as an encoder: torchvision's weights under torchvision's names."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_torchvisions_weights_give_its_features() -> None:
     torch.manual_seed(0)
     theirs = Theirs()
     x = torch.rand(1, 3, 64, 96)
-    theirs.train().features(x)  # statistics that are not those of a fresh layer
+    theirs.train().features(x)  # so that statistics differ from those of a fresh layer
     theirs.eval()
     ours = MobileNetV2(NetworkInput((0.5,) * 3, (0.25,) * 3, 32)).eval()
     ours.load_state_dict(renamed(theirs.state_dict()))

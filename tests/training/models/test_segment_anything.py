@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Segment Anything as a maker of masks."""
+"""Segment Anything, which makes masks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from training.models.segment_anything import open_sam
 
 
 def test_points_land_where_they_are_meant(tmp_path: Path) -> None:
-    """The network is told the same place for the same share of the image, whatever its size."""
+    """Points at the same relative place of images of two sizes give the network the same prompt."""
     sam = open_sam(MaskConfig(source=str(tiny_sam(tmp_path, "sam2"))))
     prompts = []
     real = sam.network.forward

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Teachers of every kind answer disparity through one door."""
+"""Teachers of every kind give disparity through one interface."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from training.models.teachers import NetworkTeacher, TeacherConfig, ask, fingerp
 
 
 class Fixed:
-    """A teacher that always says the same."""
+    """A teacher that always gives the same map."""
 
     name, revision = "fixed", "1"
 
@@ -84,7 +84,7 @@ class Ramp(torch.nn.Module):
 
 
 def test_affine_depth_gets_a_shift_before_it_is_inverted() -> None:
-    """Its nearest is 0, whose inverse would tower over everything else."""
+    """The nearest affine depth is 0, and its inverse would be far above all other values."""
     images = torch.linspace(0, 1, 16).expand(1, 3, 8, 16)
     disparity, known = ask(NetworkTeacher(Ramp(), "ramp", shift=0.1), images)
     torch.testing.assert_close(disparity, 1 / (images[:, :1] + 0.1))
@@ -106,7 +106,7 @@ def test_an_engine_teaches_as_it_runs_on_the_robot() -> None:
 
 
 def test_an_engine_is_the_reference_unless_asked_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(opening, "AUTO", ("tensorrt",))  # on a robot a GPU would be taken
+    monkeypatch.setattr(opening, "AUTO", ("tensorrt",))  # as on a robot with a GPU
     assert open_teacher(TeacherConfig(source="engine")).model.engine.backend == options.REFERENCE
     with pytest.raises(TrainingError, match=r"cannot be opened: .*no-such"):
         open_teacher(TeacherConfig(source="engine", backend="no-such"))

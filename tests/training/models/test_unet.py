@@ -50,7 +50,7 @@ def test_detail_begins_as_the_unet_at_half_the_size() -> None:
         half = plain(torch.nn.functional.avg_pool2d(x, 2))
         found = network(x)
     assert found.shape == (2, 1, 128, 192)
-    # Both enlarge one map, by 4 and by 2; means over the cells of a coarser one are alike.
+    # Both enlarge the same map, by 4 and by 2, so the means over cells of a coarser map are equal.
     coarse = torch.nn.functional.avg_pool2d(found, 8), torch.nn.functional.avg_pool2d(half, 4)
     inner = [c[..., 1:-1, 1:-1] for c in coarse]
     torch.testing.assert_close(*inner, rtol=0, atol=0.05 * float(half.std()))
@@ -61,7 +61,7 @@ def test_every_level_of_the_detail_learns() -> None:
     torch.manual_seed(0)
     network = SmallUNet(DETAIL).train()
     optimiser = torch.optim.SGD(network.parameters(), lr=0.1)
-    for _ in range(2):  # the last layers start at 0: what is before them learns from step 2 on
+    for _ in range(2):  # the last layers start at 0, so those before them learn from step 2 on
         optimiser.zero_grad()
         network(images(64, 128)).square().mean().backward()
         optimiser.step()
@@ -103,7 +103,7 @@ def test_restored_statistics_change_nothing_in_eval_mode() -> None:
 def test_a_mobilenet_is_the_encoder_and_all_of_the_network_learns(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the place of the residual stages, with torchvision's weights where they are given."""
+    """It replaces the residual stages, with torchvision's weights if they are given."""
     monkeypatch.setattr(mobilenet, "SHA256", "")
     torch.manual_seed(5)
     torch.save(Theirs().state_dict(), tmp_path / "net.pth")

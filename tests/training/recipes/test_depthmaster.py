@@ -58,7 +58,7 @@ def train(pool: Mixture, folder: Path, *overrides: str) -> loop.State:
 
 
 def terms(pool: Mixture, *overrides: str) -> dict[str, Any]:
-    """The loss of the first step of a fresh network."""
+    """Return the terms of the first step of a fresh network."""
     cfg = settings(*overrides)
     recipe = depthmaster.DepthMaster(cfg, pool)
     torch.manual_seed(0)
@@ -72,7 +72,7 @@ def same(a: dict[str, Any], b: dict[str, Any], prefix: str) -> bool:
 
 
 def test_autoencoder_then_structure_then_detail(pool: Mixture, tmp_path: Path) -> None:
-    """Each stage goes on from the last and moves its own part only."""
+    """Each stage starts from the one before and changes only its own part."""
     first, second, third = (tmp_path / name for name in ("vae", "one", "two"))
     train(pool, first, "learn=autoencoder", "loop.steps=1")
     check = ["check.limit=1", "check.seed=7", "check.height=32", "check.width=48"]
@@ -102,7 +102,7 @@ def test_autoencoder_then_structure_then_detail(pool: Mixture, tmp_path: Path) -
 def test_latents_have_a_deviation_of_one_whatever_the_autoencoder(
     pool: Mixture, tmp_path: Path
 ) -> None:
-    """Or the paper's weights of latents and alignment would mean something else here."""
+    """Otherwise the paper's weights of latents and alignment would have another effect here."""
     run = tmp_path / "vae"
     train(pool, run, "learn=autoencoder", "loop.steps=300", "loop.learning_rate=0.0003")
     network = diffusion.open_run(run)
@@ -234,7 +234,7 @@ def test_the_published_stages_run_on_folders_of_their_kind(tmp_path: Path) -> No
 
 
 def test_every_switch_changes_what_is_minimised(pool: Mixture) -> None:
-    """A term with weight 0 is not computed, one with a weight is, and each has a gradient."""
+    """A term is computed only if its weight is not 0, and every computed term has a gradient."""
     assert set(terms(pool)) == {"loss", "latent_term", "align_term"}
     two = terms(pool, *STAGE_2)
     assert set(two) == {"loss", "pixel_term", "gradient_term"}
@@ -287,7 +287,7 @@ def test_a_missing_external_encoder_is_named(pool: Mixture, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("space", targets.SPACES)
 def test_it_is_judged_in_its_own_space(space: str) -> None:
-    """The target itself is right to its clipped tails; a map of nothing is not."""
+    """The target itself, with no tails clipped, has no error; a constant map has a large one."""
     depth = 1 + 4 * torch.rand(1, 1, 24, 32, generator=torch.Generator().manual_seed(0))
     scaled = targets.target(depth, torch.ones_like(depth, dtype=torch.bool), space, tails=0.0)
     truth = depth[0, 0].numpy()

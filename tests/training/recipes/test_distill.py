@@ -32,7 +32,7 @@ SIZE = (90, 120)
 
 
 class Red:
-    """A teacher whose disparity is the red channel, so that what it saw can be told."""
+    """A teacher whose disparity is the red channel, so that the map shows what it saw."""
 
     kind = "disparity_affine_invariant"
 
@@ -153,7 +153,7 @@ def test_two_teachers_are_averaged() -> None:
 
 @pytest.mark.parametrize("flip", [0, 1])
 def test_both_see_the_same_place(flip: int) -> None:
-    """A student that answers the red channel agrees with the red teacher in both contexts."""
+    """A student that outputs the red channel agrees with the red teacher in both contexts."""
     made = recipe(f"crop.flip={flip}", "crop.parts=4", "teacher_choice=primary")
     batch = made.batch(0, (0, 1))
     crop, _, _ = made._target(batch, "crop")
@@ -295,7 +295,7 @@ def test_the_wide_view_is_the_crop_with_more_pixels() -> None:
 
 
 def test_pixels_on_which_teachers_agree_weigh_more() -> None:
-    """Two maps of one shape at other scales agree everywhere; where one is wrong, less counts."""
+    """Maps of equal shape and different scale agree everywhere; a wrong region gets less weight."""
     one = torch.linspace(0, 1, 96).view(1, 1, 8, 12)
     known = torch.ones_like(one, dtype=torch.bool)
     target, weight = agreed([one, 0.1 * one + 3], known)
@@ -312,7 +312,7 @@ def test_pixels_on_which_teachers_agree_weigh_more() -> None:
 
 
 def test_a_student_of_an_exported_file_begins_as_that_network() -> None:
-    # Its normalisations are folded: with the statistics of a batch they would scramble it.
+    # Its normalisations are folded: the statistics of a batch would change its output completely.
     made = recipe("network.source=embedded-small", "height=64", "width=96", "loop.batch=24")
     x = made.batch(0, (0, 1))["crop"]
     model: Any = made.model()

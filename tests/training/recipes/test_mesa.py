@@ -56,7 +56,7 @@ def train(data: tuple[Mixture, Triplets], folder: Path, *overrides: str) -> loop
 def started(
     data: tuple[Mixture, Triplets], *overrides: str
 ) -> tuple[mesa.Mesa, torch.nn.Module, dict[str, Any]]:
-    """Recipe, fresh network, and the loss of the first step."""
+    """Return the recipe, a fresh network and the terms of the first step."""
     recipe = mesa.Mesa(settings(*overrides), *data)
     torch.manual_seed(0)
     model = recipe.model().train()
@@ -71,8 +71,9 @@ MOBILENET = ("network.kind=unet", "network.unet.encoder=mobilenet", "height=64",
 def test_the_pre_training_of_imagenets_encoder_goes_on(
     data: tuple[Mixture, Triplets], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each term moves the encoder of torchvision's file, its first blocks less; fine-tuning starts
-    from where it came to.
+    """Each term trains the encoder of torchvision's file, its first blocks more slowly.
+
+    Fine-tuning starts from the result.
     """
     monkeypatch.setattr(mobilenet, "SHA256", "")
     torch.manual_seed(5)
@@ -156,7 +157,7 @@ def test_a_batch_offers_what_its_step_needs(data: tuple[Mixture, Triplets]) -> N
 
 
 def test_the_geometric_term_is_least_at_the_truth(data: tuple[Mixture, Triplets]) -> None:
-    """With the true depth put in the network's place, the term falls below every wrong one."""
+    """With the true depth the term is lower than with any wrong depth."""
     recipe, model, _ = started(data, *ONLY["geometric"], "scales=1", "geometric.smooth=0")
     batch = recipe.batch(0, (0, 1))
     triplet = data[1][0]
@@ -190,7 +191,7 @@ def test_scales_of_depth_and_both_heads(data: tuple[Mixture, Triplets]) -> None:
 
 
 def test_staged_then_fine_tuned(data: tuple[Mixture, Triplets], tmp_path: Path) -> None:
-    """Masked alone, then all terms on all of its weights, then supervised on its encoder."""
+    """Masked alone; then all terms, from all its weights; then supervised, from the encoder."""
     one, two, three = (tmp_path / name for name in ("masked", "joint", "tuned"))
     train(data, one, *ONLY["masked"])
     train(data, two, f"start={one}", "take=all", "masking.variant=mae")
@@ -263,7 +264,7 @@ def test_a_run_is_exported_with_its_metres(data: tuple[Mixture, Triplets], tmp_p
 
 
 def test_the_published_settings_are_the_sources() -> None:
-    """SimMIM's share, Monodepth2's terms, MIM-Depth's fine-tuning; what has no source is ours."""
+    """SimMIM's ratio, Monodepth2's terms, MIM-Depth's fine-tuning; the rest is ours."""
     joint, tuned = (
         config.load(mesa.Config, CONFIGS / f"{name}.yaml", []) for name in ("mesa", "mesa_finetune")
     )
@@ -368,7 +369,7 @@ def test_what_does_not_fit_is_refused_with_a_sentence(
 def test_a_network_of_an_exported_file_begins_as_that_network(
     data: tuple[Mixture, Triplets],
 ) -> None:
-    # Its normalisations are folded: with the statistics of a batch they would scramble it.
+    # Its normalisations are folded: the statistics of a batch would change its output completely.
     changes = ("network.kind=unet", "network.source=embedded-small", "height=64", "width=96")
     videos = open_triplets(settings().sequences, 64, 96, True)
     for images in (data[0], None):  # from images, or from videos alone

@@ -57,7 +57,7 @@ def test_depth_without_its_image_is_the_same() -> None:
 
 
 def test_examples_tell_what_the_field_missed(made: list[Example]) -> None:
-    """Where the nearest point is the cell itself, it is the target, but for noise."""
+    """In cells with a point the candidate "nearest point" equals the target, except for noise."""
     assert len(made) >= 4
     start = 4 * CANDIDATES.index("nearest point")
     agreement = []

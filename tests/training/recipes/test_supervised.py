@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The recipe supervised: what it minimises near the end, and students that grow."""
+"""The recipe supervised: its losses, and students that start from smaller ones."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ DEBUG = REPO / "training" / "configs" / "debug.yaml"
 
 @pytest.fixture(scope="module")
 def pool_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A pool that every test of this file reads."""
+    """Make the pool that every test of this file reads."""
     folder = tmp_path_factory.mktemp("pool")
     open_pool(settings(folder).pool)
     return folder
@@ -160,7 +160,7 @@ def test_an_interrupt_ends_between_steps_and_can_go_on(
 
 
 def test_learning_happens(pool_folder: Path, tmp_path: Path) -> None:
-    """Twenty-four images, always seen alike, are learnt by heart."""
+    """The student can memorise twenty-four images that are not augmented."""
     plain = [f"augment.{name}=0" for name in ("flip", "colour", "gamma", "blur", "noise", "grey")]
     cfg = settings(
         pool_folder,

@@ -33,7 +33,7 @@ SIZE = (60, 80)
 
 
 def samples(count: int = 3) -> list[Sample]:
-    """Images whose brightness says the disparity, with that depth."""
+    """Make images whose brightness is proportional to their disparity, with that depth."""
     out = []
     for k in range(count):
         rng = np.random.default_rng(k)
@@ -55,7 +55,7 @@ def recipe(*overrides: str, labels: LabelSet | None = None) -> westar.Westar:
 
 
 def scalars(made: westar.Westar, averaged: bool = True) -> tuple[dict[str, float], Any, Any]:
-    """Terms of the first batch, with the recipe's model and its copy."""
+    """Return the terms of the first batch, the recipe's model and its averaged copy."""
     import copy
 
     model = made.model()
@@ -154,7 +154,7 @@ def test_terms_switch_off(overrides: list[str], absent: str) -> None:
 
 
 def test_what_the_source_knows_is_held_by_its_answers() -> None:
-    """Nothing at the start; once the weights have moved, a pull back to what the source said."""
+    """0 at the start; after the weights have changed, a pull towards the source's output."""
     torch.manual_seed(0)
     known = [Sample("old", s.image) for s in samples(2)]
     made = westar.Westar(settings("loss.known=2", "loss.reg=0"), samples(), None, known)
@@ -223,7 +223,7 @@ def test_known_images_get_the_look_of_the_place_and_the_source_sees_them_as_they
 
 
 def test_a_teacher_that_knows_the_truth() -> None:
-    """The student of a perfect network would cost nothing; here brightness says the disparity."""
+    """A perfect student has no loss; here the disparity is known from the brightness."""
     made = recipe(
         "teacher=truth", "weak.smallest_crop=0.6", "weak.flip=0.5", "loss.contexts=global"
     )
@@ -244,7 +244,7 @@ def test_a_teacher_that_knows_the_truth() -> None:
 
 
 def test_contexts_by_hand() -> None:
-    """One mask over the left half: a scale of that half alone costs less with it than without."""
+    """With a mask of the left half, a change of scale in that half costs less than without."""
     teacher = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(0)).double()
     student = teacher.clone()
     student[..., :4] *= 3
@@ -281,7 +281,7 @@ def test_right_order_costs_nothing_and_wrong_order_pulls(on: str) -> None:
 
 
 def test_labels_move_with_the_view() -> None:
-    """Pairs drawn from depth stay true in every flipped and cropped view."""
+    """Pairs drawn from depth stay correct in every flipped and cropped view."""
     made = recipe("weak.smallest_crop=0.6", "weak.flip=0.5", "labels.simulation.count=9")
     count = 0
     for step in range(4):
@@ -296,7 +296,7 @@ def test_labels_move_with_the_view() -> None:
 
 
 def test_masks_move_with_the_view() -> None:
-    """A mask of all that is bright holds what is bright in every flipped and cropped view."""
+    """A mask of the bright pixels fits them in every flipped and cropped view."""
     made = recipe("weak.smallest_crop=0.6", "weak.flip=0.5", "loss.weak=0")
     made.masks = lambda image: (image.mean(axis=2) > 100)[None]  # type: ignore[assignment]
     for step in range(3):
@@ -316,7 +316,7 @@ def test_masks_that_come_with_the_images_are_taken() -> None:
 
 
 def test_a_few_labels_correct_the_order(tmp_path: Path) -> None:
-    """The order of labelled pairs gets better, by labels alone."""
+    """Labels alone improve the order of the labelled pairs."""
     made = recipe(
         "loss.st=0", "loss.weak=1", "loss.reg=0", "loop.steps=25", "loop.learning_rate=0.02",
         "loop.warmup=0", "tune.rank=8", "loop.log_every=5", "labels.simulation.count=9",
@@ -351,7 +351,7 @@ def test_a_label_file_is_used_and_checked(tmp_path: Path) -> None:
 
 
 def test_full_tuning_of_an_exported_network_begins_as_that_network() -> None:
-    # Its normalisations are folded: with the statistics of a batch they would scramble it.
+    # Its normalisations are folded: the statistics of a batch would change its output completely.
     known = [Sample("old", s.image) for s in samples(2)]
     changes = ("network.source=embedded-small", "tune.mode=full", "loss.known=1", "tune.pattern=")
     made = westar.Westar(settings(*changes, "height=64", "width=96"), samples(), None, known)
@@ -379,7 +379,7 @@ def test_normalisations_take_the_statistics_of_the_place(statistics: str) -> Non
     with torch.no_grad():
         held = model(x)
         by_batch = model.train()(x)  # the same statistics, measured once more
-    # A stored variance is of a sample, one of a batch of all there is.
+    # The stored variance is the unbiased one, that of a batch in training the biased one.
     assert float((by_batch - held).abs().mean()) < 0.02
     source = open_network(made.cfg.network)
     assert float((source(x) - held).detach().abs().mean()) > 0.1
@@ -403,7 +403,7 @@ def test_statistics_go_a_share_of_the_way() -> None:
 
 
 def test_the_embedded_network_is_adapted_beside_rendered_rooms(tmp_path: Path) -> None:
-    """The published config as it is, but for its length: it learns, is kept, and opens merged."""
+    """The shipped configuration, shortened: it learns, is saved, and opens with updates merged."""
     import cv2
 
     for sample in samples():
@@ -427,7 +427,7 @@ def test_the_embedded_network_is_adapted_beside_rendered_rooms(tmp_path: Path) -
 
 
 def test_a_run_is_opened_with_a_share_of_its_updates(tmp_path: Path) -> None:
-    """Half of them lies half-way from the source; none of them is the source."""
+    """With half of the updates the network is half-way from the source, with none the source."""
 
     def opened(scale: float) -> dict[str, torch.Tensor]:
         fast = ["loop.steps=3", "loop.warmup=0", "loop.learning_rate=0.05", "loop.ema=0.5"]
@@ -461,7 +461,7 @@ def test_held_back_labels_judge_and_are_not_learnt() -> None:
         assert learnt
 
     class Down(torch.nn.Module):
-        """Says what it is told: lower is nearer, or farther."""
+        """A network whose output grows or falls from top to bottom."""
 
         def __init__(self, sign: float) -> None:
             super().__init__()
@@ -570,7 +570,7 @@ def test_wrong_pairs_are_logged_by_name_and_direction(tmp_path: Path) -> None:
 
 
 def test_published_weights_move_nothing_and_ours_do() -> None:
-    """The gradient of the labels over that of self-training, of the same batch."""
+    """Return the gradient norm of the labels over that of self-training, for one batch."""
     images, labels = labelled()
     shares = {}
     for name in ("published", "ours"):
@@ -590,7 +590,7 @@ def test_published_weights_move_nothing_and_ours_do() -> None:
 
 
 def slope(term: torch.Tensor, model: torch.nn.Module) -> float:
-    """Norm of the gradient of a term."""
+    """Return the norm of the gradient of a term."""
     learnt = [p for p in model.parameters() if p.requires_grad]
     parts = torch.autograd.grad(term, learnt, retain_graph=True, allow_unused=True)
     return float(torch.cat([part.flatten() for part in parts if part is not None]).norm())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the studies that train have in common."""
+"""The common parts of the studies that train."""
 
 from __future__ import annotations
 

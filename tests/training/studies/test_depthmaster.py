@@ -21,7 +21,7 @@ from training.studies import depthmaster as study
 
 @pytest.fixture(autouse=True)
 def _a_step_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One step of two images for everything, of networks as small as they can be."""
+    """Shorten every run to one step of two images, with the smallest networks."""
     for base in (mesa.MESA_BASE, study.MASTER_BASE, study.STUDENT_BASE):
         monkeypatch.setitem(base["loop"], "batch", 2)
         monkeypatch.setitem(base["loop"], "steps", 1)
@@ -87,7 +87,7 @@ def test_a_study_says_which_gate_failed_and_repeats_nothing(
 
 
 def test_the_stand_in_is_what_the_alignment_opens(tmp_path: Path) -> None:
-    """The encoder that the masked term taught, as a folder of DINOv2; its patches fit the study."""
+    """The encoder trained by the masked term opens as a DINOv2, and its patches fit the study."""
     learn = common.pool(tmp_path, "learn", 3, "room", 1, (54, 72))
     made = study.stand_in(tmp_path, learn)
     weights = checkpoints.read(tmp_path / "runs" / "encoder")["averaged"]
@@ -99,7 +99,7 @@ def test_the_stand_in_is_what_the_alignment_opens(tmp_path: Path) -> None:
 
 
 def test_every_variant_resolves_and_changes_something() -> None:
-    """Misspelt settings, and two rows that are the same run, would say nothing."""
+    """Every setting exists, and no two rows have the same settings."""
     settings = []
     for variant in study.MASTER:
         cfg = config.build(depthmaster.Config, study.MASTER_BASE)

@@ -44,7 +44,7 @@ def test_the_assistant_answers_from_0_to_1(tmp_path: Path) -> None:
 
 
 def test_a_teacher_that_sees_more_in_a_part_is_better_there(tmp_path: Path) -> None:
-    """One that answers the brightness it sees: cut from the whole, what is small is washed out."""
+    """A teacher that outputs brightness: in its map of the whole view small things are blurred."""
 
     class Bright:
         name, revision, kind = "bright", "1", "disparity_affine_invariant"

@@ -39,7 +39,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Bent:
-    """A network that is right up to a scale that changes over the image."""
+    """A network that is right up to a scale that varies over the image."""
 
     def predict(self, image: NDArray[np.uint8]) -> Prediction:
         grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)

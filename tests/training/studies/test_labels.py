@@ -27,7 +27,7 @@ def test_agreement_counts_pairs_in_their_order_and_no_ties(sign: float, expected
     from training.models.network_io import NetworkInput, NetworkOutput
 
     class Bright(torch.nn.Module):
-        """Says the brightness, which says the disparity of these images; or its opposite."""
+        """A network that outputs brightness, the disparity of these images, times `sign`."""
 
         spec = NetworkInput((0.0,) * 3, (1.0,) * 3, 1)
 

@@ -32,7 +32,7 @@ def test_every_variant_resolves_and_changes_something() -> None:
 
 @pytest.fixture
 def setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> study.Setting:
-    """Runs of one step on three images; a file of random weights in place of ImageNet's."""
+    """Make runs of one step on three images, with random weights in place of ImageNet's."""
     for name, value in (("batch", 2), ("warmup", 0)):
         monkeypatch.setitem(study.MESA_BASE["loop"], name, value)
     monkeypatch.setitem(study.MESA_BASE["sequences"], "scenes", 1)

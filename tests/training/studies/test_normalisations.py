@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The study of normalisations: what a teacher that is wrong in one region does to the rest."""
+"""The study of normalisations: the effect of a teacher's wrong region on the rest of the image."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from training.studies import regions
 
 
 class Flat:
-    """A network that sees a wall."""
+    """A network that predicts a wall."""
 
     def predict(self, image: np.ndarray) -> Prediction:
         return Prediction(np.ones(image.shape[:2], np.float32), "depth_affine_invariant")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The study of enlarging, on one rendered room and networks made from its truth."""
+"""The study of upsampling, on one rendered room and networks made from its truth."""
 
 from __future__ import annotations
 
