@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -107,7 +108,7 @@ class RunLog:
             return
         path = folder / "log.jsonl"
         earlier = [line for line in _lines(path) if _step(line) <= first]
-        path.write_text("".join(line + "\n" for line in earlier), encoding="utf-8")
+        _replace(path, "".join(line + "\n" for line in earlier))
         self._file = path.open("a", encoding="utf-8")
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
@@ -177,6 +178,17 @@ class RunLog:
     def at(self, step: int) -> None:
         """Move the progress bar to a step."""
         self._bar.update(self._task, completed=step)
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a text file without losing the old one if the disk is full or the process ends."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def _lines(path: Path) -> list[str]:

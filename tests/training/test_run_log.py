@@ -18,6 +18,7 @@ from depth_node import config
 from tests.helpers.toy import Config, Toy, nearly_full_disk, rows, settings, train
 from training import loop
 from training.recipe import Batch
+from training.run_log import RunLog
 
 
 def test_a_log_that_cannot_be_written_is_said(
@@ -30,6 +31,23 @@ def test_a_log_that_cannot_be_written_is_said(
     with nearly_full_disk(1500), pytest.raises(loop.TrainingError, match=sentence):
         train(cfg, tmp_path)
     assert (tmp_path / "log.jsonl").stat().st_size > 1000
+
+
+def test_a_full_disk_leaves_the_log_of_a_resumed_run(tmp_path: Path) -> None:
+    """Rows that a crash left behind are removed without the others being at risk."""
+    path = tmp_path / "log.jsonl"
+    text = "".join(f'{{"step": {k}, "loss": 0.5}}\n' for k in range(1, 101))
+    path.write_text(text + '{"step": 101, "lo')
+
+    def resumed() -> RunLog:
+        return RunLog(tmp_path, 100, 200, Console(quiet=True), tensorboard=False)
+
+    with nearly_full_disk(1000), pytest.raises(OSError, match="File too large"):
+        resumed()
+    assert path.read_text().startswith(text)
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+    with resumed():
+        assert path.read_text() == text
 
 
 def test_logs_and_pictures(tmp_path: Path) -> None:
