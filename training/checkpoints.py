@@ -158,6 +158,7 @@ def pointed(path: Path) -> Path:
 
 def is_run(path: Path) -> bool:
     """Return whether a path is a run of this loop or a checkpoint in one."""
+    path = path.expanduser()
     return any((pointed(p) / "about.json").is_file() for p in (path, path / LAST))
 
 
@@ -215,6 +216,7 @@ def find(path: Path) -> Path:
 
     Raises TrainingError if there is none.
     """
+    path = path.expanduser()
     for folder in (pointed(path), pointed(path / LAST)):
         if (folder / "about.json").is_file():
             return folder.resolve()

@@ -136,6 +136,17 @@ def test_a_disk_without_links_trains_resumes_and_keeps(
     assert kept == {checkpoints.find(run / name).name for name in ("last", "best")}
 
 
+def test_a_run_below_the_home_folder_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a file of weights is: a shell leaves the ~ of `start=~/runs/mine` as it is."""
+    train(settings("loop.steps=2"), tmp_path / "run")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert checkpoints.is_run(Path("~/run"))
+    assert checkpoints.read(Path("~/run"))["step"] == 2
+    assert checkpoints.starting_weights("~/run/last")
+
+
 def test_a_file_called_last_leads_nowhere_else(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "last").write_text("../secret")
