@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Extrinsics: given, from TF, missing, late, lost."""
+"""Extrinsics that are given, from TF, missing, late or lost."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ pytest.importorskip("rclpy", reason="rclpy is not installed")
 from depth_node.geometry.rigid import rigid_transform
 from depth_node.ros.transforms.extrinsics import Extrinsics
 from depth_node.ros.transforms.tf import NoTransformError, TfSource, Transform
+from tests.helpers.stand_ins import tf2_ros as tf2_stand_in
 
 T_AT_1 = rigid_transform((1.0, 0.0, 0.0), (0, 0, 0, 1))
 T_AT_2 = rigid_transform((2.0, 0.0, 0.0), (0, 0, 0, 1))
@@ -67,7 +68,7 @@ def test_a_static_transform_is_asked_for_once_and_kept_when_its_publisher_is_gon
 def test_another_static_transform_is_noticed_within_a_second(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Whoever calibrates starts the static publisher anew, and looks at the depth."""
+    """A calibration restarts the static publisher while the node runs."""
     now = [100.0]
     monkeypatch.setattr("depth_node.ros.transforms.lookup.time.monotonic", lambda: now[0])
     buffer = Buffer({0.0: T_AT_1})
@@ -115,7 +116,7 @@ class TransformException(Exception):  # noqa: N818 - the name in tf2_ros
 
 
 def fake_tf2(transform: object) -> ModuleType:
-    """tf2_ros as far as TfSource touches it: what its documentation promises."""
+    """Return the part of tf2_ros that TfSource uses, as its documentation describes it."""
 
     class TfBuffer:
         def lookup_transform(self, target: str, source: str, when: object) -> object:
@@ -158,7 +159,10 @@ def test_the_adapter_of_tf2_ros(monkeypatch: pytest.MonkeyPatch) -> None:
         TfSource(node=None).lookup("camera", "lidar", 5)  # type: ignore[arg-type]
 
 
-def test_the_real_tf2_ros() -> None:
+@pytest.mark.parametrize("real", [True, False])
+def test_tf2_ros_and_its_stand_in(monkeypatch: pytest.MonkeyPatch, real: bool) -> None:
+    if not real:
+        monkeypatch.setitem(sys.modules, "tf2_ros", tf2_stand_in)
     tf2_ros = pytest.importorskip("tf2_ros", reason="tf2_ros comes with apt's ROS 2, not PyPI")
     geometry = pytest.importorskip("geometry_msgs.msg")
     rclpy = pytest.importorskip("rclpy")
@@ -182,8 +186,10 @@ def test_the_real_tf2_ros() -> None:
         link.header.stamp.sec = 100
         source._buffer.set_transform(link, "test")
         source.forget_moving()
-        with pytest.raises(NoTransformError):
-            source.lookup("lidar", "mirror", None)
+        assert source.lookup("lidar", "mirror", None)[1] == 100 * 10**9, "/tf has not jumped"
+        link.header.stamp.sec = 10
+        source._buffer.set_transform(link, "test")
+        assert source.lookup("lidar", "mirror", None)[1] == 10 * 10**9, "the time before is gone"
         assert source.lookup("camera", "lidar", None)[1] == 0, "static transforms stay"
     finally:
         source.close()
