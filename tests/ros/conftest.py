@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks small enough to be made on the spot, and quiet surroundings."""
+"""Networks that the tests create themselves, and an isolated ROS domain."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-# Before any context exists: tests of this machine only, and their logs not in the home folder.
+# Set before a context exists: discovery on this machine only, and no logs in the home folder.
 os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
 os.environ.setdefault("ROS_LOG_DIR", "/tmp/depth_node_test_logs")
 
@@ -17,12 +17,13 @@ if os.environ.get("REQUIRE_ROS") == "1":
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """rclpy imports lark, which imports modules that Python has renamed: nobody here can help."""
+    """Ignore a warning of lark, which rclpy imports and this project cannot change."""
     config.addinivalue_line("filterwarnings", "ignore:module 'sre_:DeprecationWarning")
 
 
 def save_network(path: Path, layers: int = 0, size: tuple[int, int] = (48, 64)) -> Path:
-    """A network that gives the mean of the channels, after `layers` layers that only cost time."""
+    """Save a network that returns the mean of the channels, after `layers` layers that only cost
+    time."""
     import numpy as np
     import onnx
     from onnx import TensorProto, helper, numpy_helper
@@ -57,14 +58,14 @@ def save_network(path: Path, layers: int = 0, size: tuple[int, int] = (48, 64)) 
 
 @pytest.fixture(scope="session")
 def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Reads the disparity off the brightness of the image."""
+    """A network whose disparity is the brightness of the image."""
     pytest.importorskip("onnx", reason="onnx, which makes the test's network, is not installed")
     return save_network(tmp_path_factory.mktemp("network") / "tiny.onnx")
 
 
 @pytest.fixture(scope="session")
 def slow_network(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Takes a good part of a second for an image."""
+    """A network that takes a good part of a second for an image."""
     pytest.importorskip("onnx", reason="onnx, which makes the test's network, is not installed")
     folder = tmp_path_factory.mktemp("slow_network")
     return save_network(folder / "slow.onnx", layers=6, size=(192, 256))

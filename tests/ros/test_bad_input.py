@@ -62,7 +62,7 @@ def depths(rig: Rig) -> list[npt.NDArray[np.float32]]:
 
 
 def good_frame_works(rig: Rig, stamp_s: float = 50.0) -> None:
-    """A good frame after bad ones gives its true depth."""
+    """Check that a good frame after bad ones gives its true depth."""
 
     def answers() -> list[Image]:
         stamp_ns = round(stamp_s * 1e9)
@@ -257,7 +257,7 @@ def test_sim_time(network: Path) -> None:
 
 
 class Tree:
-    """A TF tree that a test can change: stamp in ns -> T_camera_lidar; None = nothing known."""
+    """A TF tree that a test can change: the newest T_camera_lidar and its stamp in ns, or None."""
 
     def __init__(self) -> None:
         self.newest: tuple[Transform, int] | None = None
@@ -280,7 +280,7 @@ class Tree:
 def test_moving_transforms_come_back_after_a_jump_in_time(
     network: Path, monkeypatch: pytest.MonkeyPatch, by_reset: bool
 ) -> None:
-    """tf2 ignores what is ten seconds older than what it has: all of a bag that loops."""
+    """tf2 ignores transforms ten seconds older than its newest, so all of a bag that loops."""
     monkeypatch.setitem(sys.modules, "tf2_ros", tf2_stand_in)
     parameters = (f"model.path:={network}", "fit.unanchored_s:=0.0")
     with Rig(*parameters).start() as rig:
@@ -331,7 +331,7 @@ def test_tf_is_taken_once_for_all_that_need_it_and_as_long_as_one_does(
 
 
 def test_settings_that_need_a_missing_tf_are_refused_whole(network: Path) -> None:
-    """The method was changed all the same, because TF was asked for last."""
+    """The method was changed although the request was refused, because TF was opened last."""
 
     class WithoutTf(DepthNode):
         def make_transform_source(self) -> TransformSource:
@@ -351,7 +351,7 @@ def test_settings_that_need_a_missing_tf_are_refused_whole(network: Path) -> Non
 def test_frames_with_a_leading_slash_are_those_of_tf(
     network: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As drivers from ROS 1 write them; a replay takes them so, too."""
+    """Drivers from ROS 1 write frames so; a replay accepts them too."""
     monkeypatch.setitem(sys.modules, "tf2_ros", tf2_stand_in)
     with Rig(f"model.path:={network}").start() as rig:
         rig.listen(Image, "depth/image_rect")
@@ -374,7 +374,7 @@ def test_tf_missing_late_and_lost(network: Path) -> None:
         def make_transform_source(self) -> TransformSource:
             return tree
 
-    # Nothing remembered may stand in for what TF does not say.
+    # Without the memory of earlier frames, depth needs the transform.
     parameters = (f"model.path:={network}", "fit.unanchored_s:=0.0")
     with Rig(*parameters, node_class=WithTree).start() as rig:
         rig.listen(Image, "depth/image_rect")

@@ -54,7 +54,7 @@ class Peer:
     """Cameras, a LiDAR and a listener around nodes, all in this process."""
 
     def __init__(self, *words: str) -> None:
-        """words: what the process of the nodes is told."""
+        """words: the arguments of the nodes' process."""
         self.context = rclpy.Context()
         rclpy.init(context=self.context, domain_id=own_domain(), args=["process", *words])
         self.peer = Node("peer", context=self.context)
@@ -83,7 +83,7 @@ class Peer:
         rclpy.shutdown(context=self.context)
 
     def listen(self, camera: str) -> list[Image]:
-        """The depth of a camera, once its node knows that somebody listens."""
+        """Return a camera's depth images, once its node has discovered the subscriber."""
         topic = f"/{camera}/depth_node/depth/image_rect"
         heard = self.received.setdefault(camera, [])
         self.peer.create_subscription(Image, topic, heard.append, QoSProfile(depth=50))
@@ -108,7 +108,7 @@ class Peer:
         publisher.publish(message)
 
     def scan(self, stamp_s: float, points: np.ndarray, *cameras: str) -> None:
-        """A message of the LiDAR, until it has reached the cameras."""
+        """Publish a LiDAR message and wait until the cameras have it."""
         before = [self.node(camera)._monitor.total("scan") for camera in cameras]
         self.publish("/lidar/points", cloud(stamp_s, points))
         for camera, count in zip(cameras, before, strict=True):
@@ -133,7 +133,7 @@ def arguments(names: list[str], network: Path) -> list[str]:
 
 
 def cameras_of(rig: Peer, opener: Opener = open_configured) -> tuple[Cameras, list[DepthNode]]:
-    """Nodes as the process makes them."""
+    """Return the nodes that the process creates."""
     owner = Cameras(opener, context=rig.context)
     nodes = owner.make_nodes()
     rig.add(*nodes, owner)
@@ -144,7 +144,7 @@ POINTS = lidar_points(camera_image(1.0)[1])
 
 
 def test_one_pose_in_the_part_for_all_cameras_is_told(network: Path) -> None:
-    """T_camera_lidar under /**: no two cameras are in one place."""
+    """T_camera_lidar under /** applies to all cameras, which cannot share a position."""
     with Peer(*arguments(["front", "left"], network)) as rig:
         logs: list[str] = []
         quality = QoSProfile(depth=100, durability=DurabilityPolicy.TRANSIENT_LOCAL)
@@ -155,7 +155,7 @@ def test_one_pose_in_the_part_for_all_cameras_is_told(network: Path) -> None:
 
 
 def sequence(rig: Peer, cameras: list[str]) -> dict[str, np.ndarray]:
-    """Three images of each camera with scans that each show other places: the last depths."""
+    """Publish three images per camera, each with a scan of other pixels; return the last depths."""
     heard = {camera: rig.listen(camera) for camera in cameras}
     for number in range(3):
         stamp_s = 1.0 + 0.1 * number
@@ -168,7 +168,7 @@ def sequence(rig: Peer, cameras: list[str]) -> dict[str, np.ndarray]:
 
 
 def test_each_camera_equals_its_single_node(network: Path) -> None:
-    """With memory of earlier frames; the cameras differ by a parameter and by the LiDAR's place."""
+    """With memory of earlier frames; cameras differ by a parameter and by the LiDAR's position."""
     moved = list(IDENTITY)
     moved[3] = 0.3
     own = {"front": ("max_width_px:=32",), "left": (f"T_camera_lidar:={moved}",), "rear": ()}
@@ -197,7 +197,7 @@ def test_each_camera_equals_its_single_node(network: Path) -> None:
 
 
 class Held(Closeable):
-    """A network that answers when it may."""
+    """A network that answers only while an event is set."""
 
     def __init__(self, engine: Engine, may_run: threading.Event) -> None:
         self._engine, self._may_run = engine, may_run
@@ -242,7 +242,7 @@ def stall(rig: Peer, opener: Opener, may_run: threading.Event, may_open: threadi
     number = ChangeState.Request(transition=Transition(id=Transition.TRANSITION_CONFIGURE))
     client = rig.peer.create_client(ChangeState, "/opening/depth_node/change_state")
     assert client.wait_for_service(PATIENCE_S)
-    client.call_async(number)  # in the thread of its callbacks, which now waits
+    client.call_async(number)  # its callback thread waits in it from now on
     heard, late = rig.listen("front"), rig.listen("slow")
     may_run.clear()
     rig.scan(1.0, POINTS, "front", "slow", "absurd")
@@ -342,7 +342,7 @@ def moving(rig: Peer, *times_s: float) -> None:
 
 
 def depth_of_left(rig: Peer, heard: list[Image], stamp_s: float) -> bool:
-    """Whether an image and a scan of a time give depth, which here needs TF for that time."""
+    """Return whether an image with a scan gives depth, for which TF at its stamp is needed."""
     count = len(heard)
     rig.scan(stamp_s, POINTS, "left")
     rig.show("left", stamp_s)
@@ -400,7 +400,7 @@ def test_the_example_names_what_there_is(repo: Path) -> None:
 
 
 def test_what_the_process_is_told_reaches_every_camera(repo: Path) -> None:
-    """As the launch file does: it wins over what the file says for all, not over a camera's own."""
+    """Arguments of the process override the file's part for all, not a camera's own part."""
     file = repo / "config/multi_camera.yaml"
     told = ["-p", 'fit.method:="slf"', "-p", "max_rate_hz:=3.0"]
     with Peer("--ros-args", "--params-file", str(file), *told) as rig:

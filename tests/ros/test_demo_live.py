@@ -63,7 +63,7 @@ def test_a_lidar_that_is_turned_needs_that_correction() -> None:
 def test_no_image_goes_out_before_somebody_has_found_the_camera(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A lost announcement is repeated seconds later; a short run's images would all be gone."""
+    """A lost announcement is repeated seconds later, after all images of a short run."""
     counts = [0, 0, 1]
     camera = SimpleNamespace(get_subscription_count=lambda: counts.pop(0))
     processes.wait_for_subscriber(camera)
@@ -73,8 +73,10 @@ def test_no_image_goes_out_before_somebody_has_found_the_camera(
 
 
 def test_no_image_goes_out_before_the_node_has_found_the_listener(tmp_path: Path) -> None:
-    """The node skips images that nobody listens to, so it is the node that must know: its
-    diagnostics tell. Here it finds the listener long after the listener has found it."""
+    """The node skips images without a subscriber, so its own diagnostics must show the discovery.
+
+    Here the node discovers the listener long after the listener has discovered the node.
+    """
     rclpy.init(domain_id=own_domain())
     try:
         node = rclpy.create_node("demo_listen")
@@ -98,7 +100,7 @@ def test_no_image_goes_out_before_the_node_has_found_the_listener(tmp_path: Path
 
 
 class Answers:
-    """A service that forgets to answer: None, or (success of the request, state afterwards)."""
+    """A service that may lose an answer: None, or (success of the request, state afterwards)."""
 
     def __init__(self, *answers: Any) -> None:
         self.answers = list(answers)

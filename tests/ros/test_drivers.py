@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What drivers and users do, over the live node: the right depth, or a sentence with the cure."""
+"""Usual behaviour of drivers and users, with the live node: correct depth, or a sentence with the
+cure."""
 
 from __future__ import annotations
 
@@ -84,7 +85,7 @@ def test_a_laser_scan_with_the_clouds_header_takes_nothing_away(rig: Rig) -> Non
 
 
 def test_a_lidar_clock_of_tai_is_named_and_its_cure_works(network: Path) -> None:
-    """Also where max_scan_age_s would match scans that are really 37 s old."""
+    """Also with a max_scan_age_s that would accept scans which are really 37 s old."""
     parameters = settings(network, "max_scan_age_s:=40.0", "fit.unanchored_s:=0.0")
     with Rig(*parameters).start() as rig:
         rig.listen(Image, "depth/image_rect")
@@ -126,7 +127,7 @@ def test_many_wrong_clouds_are_one_warning_and_no_failed_frame(rig: Rig) -> None
 
 
 def test_a_camera_frame_in_body_axes_is_named(network: Path) -> None:
-    """The driver stamps images with camera_link; the LiDAR's axes are those of the body too."""
+    """The driver stamps images with camera_link, whose axes are body axes like the LiDAR's."""
     with Rig(*settings(network)).start() as rig:
         rig.listen(Image, "depth/image_rect")
         body = np.column_stack([POINTS[:, 2], -POINTS[:, 0], -POINTS[:, 1]])
@@ -319,7 +320,7 @@ def test_a_refused_set_of_parameters_changes_nothing(rig: Rig) -> None:
 
 
 class PlayedBond:
-    """bondpy's Bond as far as it is used; the real one needs compiled messages."""
+    """The used part of bondpy's Bond; the real one needs compiled messages."""
 
     events: ClassVar[list[tuple[str, ...]]] = []
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whatever is sent to the live node, it goes on: messages, requests, parameters, transitions."""
+"""The live node survives any messages, requests, parameters and transitions."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def alive(rig: Rig) -> str:
 
 
 def random_value(rng: random.Random, kind: str) -> Any:
-    """Anything that a field of this type can hold, extremes first."""
+    """Return any value that a field of this type can hold, often an extreme one."""
     listed = re.fullmatch(r"sequence<(.+?)(?:, (\d+))?>", kind)
     if listed:
         length = rng.choice((0, 1, 2, 3, 9, 40))
@@ -141,7 +141,7 @@ def random_message(rng: random.Random, message: Any) -> Any:
 
 
 def spoilt(rng: random.Random, message: Any) -> Any:
-    """A good message with some of its fields at random."""
+    """Replace some fields of a good message with random values."""
     fields = message.get_fields_and_field_types()
     for name in rng.sample(sorted(fields), rng.randint(0, 3)):
         fresh = random_message(rng, type(message)())
@@ -150,7 +150,7 @@ def spoilt(rng: random.Random, message: Any) -> Any:
 
 
 def hostile(rng: random.Random, topic: str, kind: type, stamp_s: float) -> Any:
-    """Nearly right, plainly random, or built to break a reader."""
+    """Return a message that is nearly right, random, or made to break a reader."""
     if rng.random() < 0.2:
         return random_message(rng, kind())
     if kind is CameraInfo:
@@ -262,7 +262,7 @@ def test_no_message_ends_the_node(network: Path, transport: str) -> None:
 
 
 def test_no_clock_ends_the_node(network: Path) -> None:
-    """Simulated time that jumps, stands still and lies before 1970."""
+    """Simulated time that jumps, stands still or lies before 1970."""
     more = [f"T_camera_lidar:={IDENTITY}", "use_sim_time:=true"]
     with Rig(f"model.path:={network}", *more) as rig:
         rig.start()
@@ -279,7 +279,7 @@ def test_no_clock_ends_the_node(network: Path) -> None:
 
 
 def test_no_request_ends_the_node(rig: Rig) -> None:
-    """Every service that the node has, rclpy's own included, but for transitions."""
+    """Every service of the node, rclpy's own included, except transitions."""
     rng = random.Random(SEED)
     rig.start()
     until(

@@ -154,7 +154,7 @@ def test_the_node_comes_up_and_goes_down(
 
 
 def test_autostart_acts_once(repo: Path, prefix: Path, network: Path, parameters: Path) -> None:
-    """Who cleans up and configures by hand decides by hand when to activate."""
+    """After a manual cleanup and configure, the node is activated manually too."""
     path = repo / "launch/depth_node.launch.py"
     context = rclpy.Context()
     with Launch(path, prefix, f"params_file:={parameters}", f"model:={network}") as launch:
@@ -272,7 +272,7 @@ def test_arguments_that_cannot_be_are_refused_for_several_cameras(
 
 @pytest.fixture
 def played(repo: Path, prefix: Path) -> Path:
-    """Where a stand-in for `ros2` (which has no wheel) writes how it was called."""
+    """The file in which a stand-in for `ros2` (which has no wheel) writes its arguments."""
     (prefix / "share/depth_node").mkdir(parents=True)
     (prefix / "share/depth_node/launch").symlink_to(repo / "launch")
     (prefix / "bin").mkdir()

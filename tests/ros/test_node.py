@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The node over real middleware: what it publishes, when it works and when it rests."""
+"""The node over real middleware: its outputs, and when it processes images."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_every_output_of_one_picture(network: Path, method: str) -> None:
 
 
 def test_live_depth_is_that_of_the_pipeline(rig: Rig) -> None:
-    """The node adds transport, not arithmetic."""
+    """The node adds transport and no arithmetic."""
     heard = rig.listen(Image, "depth/image_rect")
     rig.show(1.0)
     until(lambda: len(heard) == 1, PATIENCE_S, "depth")
@@ -141,7 +141,7 @@ def test_a_distorted_picture_is_not_called_rectified(rig: Rig) -> None:
 
 
 def test_a_rectified_topic_is_believed(network: Path) -> None:
-    """Drivers publish the distortion of the raw image with the rectified one too."""
+    """Drivers publish the raw image's distortion with the rectified one too."""
     arguments = ["-r", "image:=camera/image_rect"]
     with Rig(*settings(network), arguments=arguments).start() as rig:
         heard = rig.listen(Image, "depth/image_rect")
@@ -219,7 +219,7 @@ def test_a_laser_scan_is_enough(network: Path) -> None:
 
 
 def test_landmarks_of_much_noise_do_no_harm_beside_a_lidar(network: Path) -> None:
-    """Points that are 20 % off on their own topic: weighed as declared, not as the LiDAR's."""
+    """Points that are 20 % off on their own topic are weighted by their stated noise."""
     near = {}
     for topic in ("landmarks", "points"):
         more = ["lidar_sources:=[points, landmarks]", "landmarks_noise:=0.2"]
@@ -295,7 +295,7 @@ def test_no_listener_no_inference_and_only_what_is_heard_is_made(
 
 
 class Held(DepthNode):
-    """Works on a frame only when it is allowed to."""
+    """A node that processes a frame only while it is allowed to."""
 
     def __init__(self, **arguments: object) -> None:
         self.go_on = threading.Event()
@@ -513,7 +513,7 @@ def test_nothing_is_rejected_where_all_points_agree(rig: Rig) -> None:
 
 
 def measure() -> tuple[int, int, int]:
-    """Threads, open files, resident memory in KiB."""
+    """Return threads, open files and resident memory in KiB."""
     gc.collect()
     status = Path("/proc/self/status").read_text()
     resident = next(line for line in status.splitlines() if line.startswith("VmRSS"))

@@ -48,11 +48,11 @@ def live_depths(
 
 
 def compare(config: PipelineConfig, frames: Path, folder: Path) -> None:
-    """Every image by itself."""
+    """Compare live and replayed depth of single images, without memory."""
     config = replace(config, {"fit.field.temporal.enabled": False})
     with DepthPipeline(config) as pipeline:
         scored = sources.FolderFrames(frames, Sampling(hold_out=0.0), pipeline)
-        # As it is published: what is at the end of the range is +Inf.
+        # As published: depth at the end of the range is +Inf.
         want = [pipeline.process(frame.input).gates.depth_image() for frame in scored]
     got = live_depths(config, frames, folder)
     assert len(got) >= IMAGES // 2

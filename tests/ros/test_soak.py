@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The soak itself, short and with faults that are cheap: the tool runs, counts and reports."""
+"""The soak tool in a short run with cheap faults: it runs, counts and reports."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_twenty_seconds_of_soak(tmp_path: Path) -> None:
 
 
 def test_a_long_run_of_restarts_alone_has_an_end() -> None:
-    """After its first quarter no fault of it is left to inject: the run goes on in peace."""
+    """After the first quarter no fault of this kind is left, and the run goes on without faults."""
     from tests.soak import RESTARTS, Soak
 
     draws: list[list[str]] = []

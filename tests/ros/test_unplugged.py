@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The LiDAR's plug is pulled from the live node, and put back."""
+"""The LiDAR of the live node is unplugged and plugged in again."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def show(rig: Rig, depths: list[Image], stamp_s: float, lidar: bool) -> np.ndarr
 
 
 def state(arrays: list[DiagnosticArray]) -> tuple[bytes, str, dict[str, str]]:
-    """Of a diagnosis made after now: level, sentence, values."""
+    """Return level, sentence and values of the next diagnostics."""
     arrays.clear()
     until(lambda: len(arrays) > 1, PATIENCE_S, "diagnostics")
     (status,) = arrays[-1].status

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Damaged bags: every mutant ends in a sentence or in frames, in little memory; so do bombs."""
+"""Damaged bags and decompression bombs: each ends in a sentence or in frames, in little memory."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ BOMB = 3 << 30
 
 @pytest.fixture(scope="module")
 def zeros() -> dict[str, bytes]:
-    """Three gigabytes of zeros by codec; zstd once with its size announced and once without."""
+    """Return three gigabytes of zeros by codec; zstd with and without the size in its header."""
     from lz4.frame import LZ4FrameCompressor
     from rosbags.rosbag2.reader import zstd
 
@@ -136,7 +136,7 @@ def test_a_file_that_explodes_is_refused(
     path.write_bytes(zeros[codec])
     got = in_a_child("read", path)
     assert got["frames"] == 0 and "cannot be opened" in got["sentences"][-1]
-    # It begins as it should, and then does not end.
+    # It begins with valid data and then continues without end.
     head = {".mcap": b"\x89MCAP0\r\n", ".db3": b"SQLite format 3\x00"}[suffix]
     path.write_bytes(zstd.compress(head) + zeros["zstd"])
     got = in_a_child("read", path)

@@ -141,7 +141,7 @@ def test_depth_as_millimetres_and_a_thinner_cloud(tmp_path: Path) -> None:
 
 
 def test_the_mcap_projects_own_reader_reads_it(tmp_path: Path) -> None:
-    """As Foxglove does: by the definitions in the file alone, with an index."""
+    """It uses only the definitions and the index in the file, as Foxglove does."""
     decoder = pytest.importorskip("mcap_ros2.decoder", reason="mcap-ros2-support is not installed")
     reader = pytest.importorskip("mcap.reader", reason="mcap is not installed")
     with ResultBag(tmp_path / "r.mcap") as bag:

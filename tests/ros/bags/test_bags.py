@@ -155,7 +155,7 @@ def test_a_stamp_that_stands_still_is_told_and_the_newest_scan_counts(tmp_path: 
 
 
 def test_what_a_depth_node_published_is_no_measurement(tmp_path: Path) -> None:
-    """A recording of everything: its own depth must not come back as the LiDAR's."""
+    """In a recording of all topics, the node's own depth must not be used as a LiDAR's."""
 
     def write(bag: BagWriter) -> None:
         ordinary(bag)
@@ -199,7 +199,7 @@ def test_the_calibration_of_another_camera_and_one_pose_for_two_lidars_are_told(
 
 
 def driving(bag: BagWriter) -> None:
-    """A camera that comes 1 m nearer in a second, and a point at 5 m in front of where it began."""
+    """A camera that moves 1 m/s forward, and a point 5 m in front of its start."""
     for time_s in (0.5, 1.0, 1.5):
         T = np.eye(4)
         T[2, 3] = time_s
@@ -217,7 +217,7 @@ def test_scans_of_another_time_move_with_the_camera(tmp_path: Path) -> None:
     assert moment.T_world_camera is not None
     np.testing.assert_allclose(moment.T_world_camera[:3, 3], [0, 0, 1.0])
     np.testing.assert_allclose(np.sort(moment.age_s), [0.1, 0.25], rtol=1e-5)
-    (moment,) = read(path)  # nobody said that it moves: the scan nearest in time, as it is
+    (moment,) = read(path)  # no motion is known: the scan nearest in time, unmoved
     np.testing.assert_allclose(moment.points[:, 2], [4.1], rtol=1e-6)
     assert moment.T_world_camera is None
     with pytest.raises(BagError, match=r"from camera to map.*--world-frame"):
@@ -356,7 +356,7 @@ def test_scans_are_matched_as_the_live_node_does(tmp_path: Path) -> None:
         bag.cloud(1.02, np.array([[0.0, 0.0, points[1.02]]]), frame="camera")
 
     path = record(tmp_path / "bag", write)
-    (moment,) = read(path)  # what had come by then, the nearest in time
+    (moment,) = read(path)  # of those recorded by then, the nearest in time
     assert moment.points[:, 2].tolist() == [2.0]
     assert moment.age_s == pytest.approx([0.02], abs=1e-6)
     (moment,) = read(path, scans_per_image=9, max_scan_age_s=0.5)
@@ -383,7 +383,7 @@ def test_laser_scan_and_cloud_together_end_in_the_camera_frame(tmp_path: Path) -
     assert np.array_equal(moment.T_camera_lidar, np.eye(4))
     assert len(moment.points) == 3
     assert moment.points[:, 2] == pytest.approx([5.0, 3 * np.cos(0.5), 3.0], rel=1e-5)
-    clouds, scans = moment.sources  # each as it is, for whoever judges them one by one
+    clouds, scans = moment.sources  # unmoved, for the extrinsics monitor
     assert (clouds.source, scans.source) == ("/lidar/points/camera", "/scan/lidar")
     assert len(clouds.points) == 1 and len(scans.points) == 2
     assert np.allclose(scans.T_camera_lidar, T_CAMERA_LIDAR)
@@ -395,7 +395,7 @@ def test_what_a_lidar_measured_before_the_image_is_known(tmp_path: Path) -> None
     (source,) = moment.sources
     assert source.lag_s == pytest.approx(-0.1)
     assert np.array_equal(source.T_camera_points, source.T_camera_lidar)
-    (moment,) = read(path, world_frame="odom")  # the motion is taken out
+    (moment,) = read(path, world_frame="odom")  # the motion is compensated
     (source,) = moment.sources
     assert source.lag_s == 0 and len(source.points) == 1
     moved = source.T_camera_points @ np.append(source.points[0], 1.0)
@@ -498,7 +498,7 @@ def test_a_camera_info_that_comes_late(tmp_path: Path) -> None:
 
 
 def read_all(path: Path, **options: object) -> tuple[list[FrameInput], list[str], bool]:
-    """The frames, what was said to be left out, and whether it was damaged."""
+    """Return the frames, the sentences on what was left out, and whether it was damaged."""
     with Bag(path, **options) as bag:
         frames = list(bag.frames())
         return frames, bag.left_out.sentences(), bag.left_out.damaged
@@ -620,7 +620,7 @@ def test_transforms_that_start_late_leave_the_first_images_out(tmp_path: Path) -
 
 
 def test_a_lidar_without_a_transform_takes_nothing_from_one_that_has_it(tmp_path: Path) -> None:
-    """As in the node: it is left out and named, the others are used."""
+    """As in the node, it is left out and named, and the others are used."""
 
     def write(bag: BagWriter) -> None:
         bag.static_tf([("camera", "lidar", T_CAMERA_LIDAR)])
@@ -637,7 +637,7 @@ def test_a_lidar_without_a_transform_takes_nothing_from_one_that_has_it(tmp_path
 
 
 def test_a_world_frame_that_is_fixed_to_the_camera_is_told(tmp_path: Path) -> None:
-    """As by the node."""
+    """The same warning as the node's."""
 
     def write(bag: BagWriter) -> None:
         bag.static_tf([("base", "camera", np.eye(4)), ("camera", "lidar", T_CAMERA_LIDAR)])
@@ -653,7 +653,7 @@ def test_a_world_frame_that_is_fixed_to_the_camera_is_told(tmp_path: Path) -> No
 
 
 def test_two_inputs_on_one_topic_are_refused(tmp_path: Path) -> None:
-    """As by the node: its points would count as a LiDAR's and as a radar's."""
+    """As in the node: its points would count both as a LiDAR's and as a radar's."""
 
     def write(bag: BagWriter) -> None:
         bag.info(1.0)

@@ -39,7 +39,7 @@ CAMERA = messages.camera_of(info(1.0))
 def depth_image(
     depth: npt.NDArray[np.floating], stamp_s: float = 1.0, encoding: str = "32FC1", **more: Any
 ) -> Image:
-    """The message of a map (H, W) in metres."""
+    """Return the message of a depth image (H, W) in metres."""
     pixels = depth.astype("f4")
     if encoding == "16UC1":
         pixels = np.nan_to_num(np.rint(1000 * depth), posinf=0).astype("u2")
@@ -50,7 +50,7 @@ def depth_image(
 
 
 def sparse(depth: npt.NDArray[np.floating], unknown: float = 0.0) -> npt.NDArray[np.float64]:
-    """Every third pixel of every third row."""
+    """Keep every third pixel of every third row."""
     holes = np.full(depth.shape, unknown)
     holes[::3, ::3] = depth[::3, ::3]
     return holes
@@ -81,7 +81,7 @@ def test_what_is_unknown_makes_no_point() -> None:
 
 
 def test_a_smaller_image_looks_through_the_middles_of_its_pixels() -> None:
-    """One pixel of a quarter of the size covers four times four of the camera's."""
+    """A pixel of an image of a quarter of the size covers 4x4 of the camera's."""
     depth = np.zeros((12, 16))
     depth[2, 5] = 3.0
     points = depth_image_scan(depth_image(depth), CAMERA).points

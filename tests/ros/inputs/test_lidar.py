@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""lidar: every source has its own time and its own memory, and clocks that differ are named."""
+"""LiDAR input: each source has its own time and memory, and differing clocks are reported."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_a_laser_scan_with_the_header_of_a_cloud_replaces_nothing() -> None:
 
 
 def test_each_source_is_also_given_by_itself() -> None:
-    """Whoever judges the LiDARs one by one gets the scan of each that is nearest to the image."""
+    """The extrinsics monitor gets the scan of each LiDAR that is nearest to the image."""
     source = lidar(scans_per_image=2)
     for stamp in (1.0, 1.1):
         offer(source, stamp, stamp)
@@ -89,7 +89,7 @@ def test_lidars_that_share_topic_frame_and_stamp_are_all_used() -> None:
 
 
 def test_each_topic_has_its_own_noise() -> None:
-    """A share of the distance for landmarks, none for the LiDAR; the watch sees the LiDAR alone."""
+    """Relative noise for landmarks, none for the LiDAR; only the LiDAR is monitored."""
     both = lidar()
     both.relative_noise = {"landmarks": 0.05}
     points = np.array([[3.0, 0.0, 4.0]], np.float32)
@@ -305,7 +305,7 @@ def test_refusals_reach_the_counter_with_their_place() -> None:
 
 
 class Approach:
-    """A camera that drives 10 m/s along its axis; TF knows all of it."""
+    """TF of a camera that moves at 10 m/s along its axis, known at all times."""
 
     def lookup(self, target: str, source: str, stamp_ns: int | None) -> tuple[np.ndarray, int]:
         T = np.eye(4)
@@ -318,7 +318,7 @@ class Approach:
 
 
 def spinning_cloud(stamp_s: float, ticks: np.ndarray, frame: str = "lidar") -> PointCloud2:
-    """Of a point that is at 20 m at time 0."""
+    """Return the cloud of a point that is at 20 m at time 0."""
     rows = np.zeros(len(ticks), [("x", "f4"), ("y", "f4"), ("z", "f4"), ("t", "u4")])
     rows["z"] = 20.0 - 10.0 * (stamp_s + ticks * 1e-9)
     rows["t"] = ticks
@@ -338,9 +338,10 @@ def test_each_point_is_moved_by_its_own_time() -> None:
 
 
 def test_times_that_count_within_the_second_are_not_taken_for_times_since_the_stamp() -> None:
-    """While the second is young nothing in a message tells them apart; later it is beyond a scan.
+    """Early in a second nothing in a message distinguishes them; later they exceed the time of a
+    scan.
 
-    At 10 m/s the points would be up to 4 m from where they are.
+    At 10 m/s the points would be up to 4 m off.
     """
     source = lidar()
     motion = CameraMotion("odom", Approach(), 0.1)

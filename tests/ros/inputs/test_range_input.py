@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ultrasonic and infrared rangers, and clouds that say how exact each point is."""
+"""Ultrasonic and infrared rangers, and clouds that state the noise of each point."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_each_ranger_has_its_newest_echo_and_none_is_a_lidar_point() -> None:
 
 
 def test_one_ranger_gives_the_scale(network: Path) -> None:
-    """Its echo is of the nearest thing in its cone, which is not on its axis."""
+    """Its echo comes from the nearest surface in the cone, which is not on its axis."""
     more = ["lidar_sources:=[range]", f"T_camera_lidar:={[float(x) for x in BODY_TO_OPTICAL]}"]
     with Rig(f"model.path:={network}", "image_rectified:=yes", *more).start() as rig:
         heard = rig.listen(Image, "depth/image_rect")
@@ -144,7 +144,7 @@ def test_noise_as_an_integer_is_refused() -> None:
 
 
 def test_a_noise_that_no_sensor_has_is_told() -> None:
-    """Of 20 mm at 3 m that are given as 20 m: the points would count for nothing, in silence."""
+    """If 20 mm at 3 m are given as 20 m, the points would silently have no weight."""
     for std, told in ((20.0, True), (0.02, False), (0.0, False), (np.nan, False)):
         rows = np.zeros(50, NOISY)
         rows["x"], rows["range_std"] = 3.0, std

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compressed depth is what the reader of image_transport_plugins makes of it."""
+"""Compressed depth is decoded correctly by the rule of image_transport_plugins."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.helpers.rig import IDENTITY, PATIENCE_S, Rig, header, until
 
 
 def decoded(message: CompressedImage) -> npt.NDArray[np.generic]:
-    """By the plugin's rule: 12 bytes of settings, a PNG, depth of 32 bits is a / (code - b)."""
+    """Decode by the plugin's rule: 12 bytes of settings, a PNG; float depth is a / (code - b)."""
     encoding, _, transport = message.format.partition("; ")
     assert transport == "compressedDepth png"
     data = bytes(message.data)

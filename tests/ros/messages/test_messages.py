@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""messages: every layout that a message may have gives the same array, and lies are refused."""
+"""Messages: every layout gives the same array, and inconsistent messages are refused."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_untyped_images_are_read_in_opencv_order_with_a_warning(
 @pytest.mark.parametrize("encoding", ["rgb16", "bgr16", "rgba16", "bgra16", "mono16"])
 @pytest.mark.parametrize("bits", [10, 12, 14, 16])
 def test_sixteen_bits_are_scaled_by_those_in_use(encoding: str, bits: int, big: bool) -> None:
-    """A camera of so many bits says nothing of it."""
+    """The message does not state how many bits the camera uses."""
     warned: list[str] = []
     depth = messages.BitDepth(lambda kind, text: warned.append(text))
     pixels = ENCODED.get(encoding.replace("16", "8"), GREY)
@@ -335,7 +335,7 @@ def cloud(
     row_padding: int = 0,
     order: str = "zyx",
 ) -> PointCloud2:
-    """An organised cloud whose fields stand in a strange order, with gaps between them."""
+    """Return an organised cloud whose fields have an unusual order, with gaps between them."""
     height, width = points.shape[:2]
     size = np.dtype(kind).itemsize
     offsets = {name: 4 + index * (size + 3) for index, name in enumerate(order)}

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Inputs that look right and give wrong depth: limits that are no distances, mixed-up cameras,
-one pose for two sensors, frames that do not stand still. What cannot be refused is said."""
+"""Inputs that look right and give wrong depth cause a warning if they cannot be refused.
+
+Examples: limits reported as distances, mixed-up cameras, one pose for two sensors, frames that
+move.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ from tests.helpers.rig import Rig, camera_image, cloud, header, info, settings, 
 
 
 class Links:
-    """TF whose every transform is this one, static where its stamp is 0."""
+    """TF in which every transform is the same, static if its stamp is 0."""
 
     def __init__(self, T: Transform, stamp_ns: int = 0) -> None:
         self.T, self.stamp_ns = T, stamp_ns
@@ -59,7 +62,7 @@ def test_a_ray_at_exactly_a_limit_did_not_return() -> None:
 
 
 def test_a_depth_image_that_is_full_measures_nothing() -> None:
-    """65535 mm is where 16 bits end, and what many cameras write for nothing measured."""
+    """65535 mm is the end of 16 bits, and many cameras write it for no measurement."""
     camera = messages.camera_of(info(1.0))
     pixels = np.full((camera.height, camera.width), 65535, np.uint16)
     pixels[::4, ::4] = 2000
@@ -74,7 +77,7 @@ def test_a_depth_image_that_is_full_measures_nothing() -> None:
 def test_a_scan_whose_angles_do_not_fit_together_is_told_once(
     angle_max: float, wrong: bool
 ) -> None:
-    """A filter that cuts rays away and leaves the angles."""
+    """A filter may remove rays and leave the angles unchanged."""
     told: list[str] = []
     source = LidarInput(Extrinsics(np.eye(4)), 0.3, warned=told.append)
     for i in range(3):
@@ -90,7 +93,7 @@ def test_a_scan_whose_angles_do_not_fit_together_is_told_once(
 
 
 def test_the_calibration_of_another_camera_is_told(network: Path) -> None:
-    """Two cameras of one model: sizes agree, so nothing else shows it."""
+    """Two cameras of one model have the same image size, so only the frames differ."""
     with Rig(*settings(network)).start() as rig:
         calibration = info(10.5)
         calibration.header.frame_id = "left_optical_frame"
@@ -223,7 +226,7 @@ def test_ground_that_is_seen_below_the_base_frame_is_told(base_frame: str) -> No
 
 
 def test_scans_whose_stamp_stands_still_do_not_pile_up() -> None:
-    """Old points would count as fresh: of a driver that sets no nanoseconds, or stamps once."""
+    """Old points would count as fresh if a driver sets no nanoseconds, or stamps only once."""
     told: list[str] = []
     source = LidarInput(Extrinsics(np.eye(4)), 0.3, warned=told.append)
     for i in range(30):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The live node notices a LiDAR that is not where it is said to be, and no frame waits for that."""
+"""The live node detects a LiDAR whose pose is not the stated one, without delaying frames."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def rig_with(network: Path, T: np.ndarray[Any, Any], share: float) -> Rig:
 
 
 def play(rig: Rig, frames: list[FrameInput], depth: list[Image], begin_s: float) -> float:
-    """Frame after frame, each when the depth of the one before has come; the next stamp."""
+    """Publish frames, each after the depth of the one before; return the next stamp."""
     for frame in frames:
         assert frame.points is not None
         count, scans = len(depth), rig.node._monitor.total("scan")
@@ -130,7 +130,7 @@ def test_off_it_says_nothing(network: Path) -> None:
 
 
 def test_a_turn_of_a_distant_lidar_moves_it() -> None:
-    """The covariance of the pose against poses that are drawn."""
+    """Compare the covariance of the pose with randomly drawn poses."""
     T = np.eye(4)
     T[:3, 3] = [0.5, -1.0, 2.0]
     rng = np.random.default_rng(3)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The allocator of the node's process: pages of one frame serve the next."""
+"""The allocator of the node's process: the next frame reuses the pages of one frame."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ worker.join()
 
 
 def python(code: str, *words: str, **environment: str) -> list[str]:
-    """What a process of its own prints."""
+    """Run code in a process of its own; return the lines that it prints."""
     others = {name: text for name, text in os.environ.items() if not name.startswith("MALLOC_")}
     command = [sys.executable, "-c", code, *words]
     env = {**others, **environment}
@@ -77,7 +77,7 @@ def python(code: str, *words: str, **environment: str) -> list[str]:
 
 
 def faults(word: str, **environment: str) -> tuple[bool, int]:
-    """Whether memory was kept, and the page faults of 20 frames in a worker's thread."""
+    """Return whether memory was kept, and the page faults of 20 frames in a worker's thread."""
     kept, count = python(FAULTS, word, **environment)
     return kept == "True", int(count)
 

@@ -75,7 +75,7 @@ class Process:
         return self._services.change(transition)
 
     def end(self, number: int) -> int:
-        """Signal the node; its exit status."""
+        """Send a signal to the node; return its exit status."""
         self.process.send_signal(number)
         status = self.process.wait(PATIENCE_S)
         self._reader.join(5)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LatestWorker: the newest wins, an exception is no end, closing waits."""
+"""LatestWorker: the newest item wins, it survives an exception, close() waits."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the node remembers, and how it moves with the camera."""
+"""The memory of earlier frames, and how it moves with the camera."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_motion_of_the_camera_between_two_times() -> None:
 
 
 class Pixels:
-    """Something large in the frame of whoever asks."""
+    """A large object in the stack frame of the caller."""
 
 
 def pixels_of_a_frame(ask: Callable[[], object]) -> weakref.ref[Pixels]:
@@ -81,7 +81,7 @@ def pixels_of_a_frame(ask: Callable[[], object]) -> weakref.ref[Pixels]:
 
 
 def test_late_transforms_and_refused_scans_keep_no_image_alive() -> None:
-    """An exception that is kept holds the locals of all that called where it was raised."""
+    """A kept exception holds the locals of all its callers."""
 
     def late() -> None:
         motion.pose("camera_optical_frame", 1_050_000_000)
@@ -158,7 +158,7 @@ def test_without_a_world_frame_it_does_not(network: Path) -> None:
 
 @pytest.mark.parametrize("readout_s", [0.0, 0.5])
 def test_a_rolling_shutter_sees_the_lower_rows_later(network: Path, readout_s: float) -> None:
-    """At 2 m/s and half a second for an image, its last row sees everything nearer."""
+    """At 2 m/s, with a readout of half a second, the last row sees everything nearer."""
     parameters = settings(network, "world_frame:=odom", f"camera_readout_time_s:={readout_s}")
     with Rig(*parameters, node_class=driving(Drive(speed=2.0))).start() as rig:
         heard = rig.listen(Image, "depth/image_rect")

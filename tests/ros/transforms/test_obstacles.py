@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""~/obstacles and its scan of the live node: where the ground is told, and where nobody tells."""
+"""~/obstacles and its scan of the live node, with and without a known ground."""
 
 from __future__ import annotations
 
