@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The base B: a robust line from the network's declared space to metres, for the whole image."""
+"""The base B: one robust line for the whole image, from the network's declared space to metres."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from depth_node.metrics import NORMAL_95
 from depth_node.prediction import Prediction
 
 ROBUST_STEPS = 6
-MAX_LINE_POINTS = 2000  # more points determine two numbers no better
-MISFIT_SHARES = np.geomspace(1.0, 1 / 64, 13).astype(np.float64)  # 3 dB apart
-RANGE_FACTOR = 3.0  # B stays within the points' 2 to 98 % range widened by this factor
+MAX_LINE_POINTS = 2000  # more points do not determine the two parameters better
+MISFIT_SHARES = np.geomspace(1.0, 1 / 64, 13).astype(np.float64)  # in steps of 3 dB
+RANGE_FACTOR = 3.0  # B is limited to the points' 2 to 98 % range, widened by this factor
 
 
 @dataclass(frozen=True)
 class BaseLine:
-    """z, 1/z or log z = scale v + shift of a network's values v, within nearest to farthest m.
+    """The line z, 1/z or log z = scale v + shift of a network's values v.
 
-    kind: depth, disparity or log.
+    kind: depth, disparity or log, which selects z, 1/z or log z. nearest, farthest: m, limits of z.
     """
 
     kind: str
@@ -38,7 +38,7 @@ class BaseLine:
     farthest: float
 
     def metres_line(self) -> MetresLine:
-        """The line in the space of metres or of their reciprocal; of log metres it gives these."""
+        """Return the line for loops over pixels: it gives metres, or log metres if kind is log."""
         bottom, top = self.nearest, self.farthest
         if self.kind == "disparity":
             bottom, top = 1 / self.farthest, 1 / self.nearest
@@ -48,22 +48,22 @@ class BaseLine:
         return MetresLine(scale, shift, low, high, inverse=self.kind == "disparity")
 
     def metres(self, values: Map) -> Map:
-        """(h, w) m of a network's values."""
+        """Return metres (h, w) of a network's values (h, w)."""
         out = self.metres_line().metres(values)
         return np.exp(out, out=out) if self.kind == "log" else out
 
     def log_metres(self, values: Map) -> Map:
-        """(h, w) log m of a network's values."""
+        """Return log metres (h, w) of a network's values (h, w)."""
         return np.log(self.metres(values))
 
 
 @dataclass(frozen=True)
 class Base:
-    """The network's map in metres by one line.
+    """The network's map, converted to metres by one line.
 
-    values: (H, W) float32, finite everywhere: the network's, or metres already where it gives log
-    depth. to_metres: makes metres of these values. unknown: (H, W) bool where the network gave
-    nothing, or None.
+    values: (H, W) float32, finite everywhere: the network's values, or metres if it gives log
+    depth. to_metres: converts these values to metres. unknown: (H, W) bool, pixels at which the
+    network gave no finite value; None if there are none.
     """
 
     line: BaseLine
@@ -78,15 +78,15 @@ class Base:
 
     @property
     def map(self) -> Map:
-        """(H, W) m. It is computed anew."""
+        """(H, W) m, computed at each access."""
         return self.to_metres.metres(self.values)
 
     def at(self, rows: Integers, cols: Integers) -> Map:
-        """(n,) m at pixels (n,)."""
+        """Return metres (n,) at pixels (n,)."""
         return self.to_metres.metres(self.values[rows, cols])
 
     def reduced(self, size: tuple[int, int], kernels: FieldKernels) -> Map:
-        """(h, w) m on a lattice of so many columns and rows (w, h), averaged over its cells."""
+        """Return metres (h, w) averaged over the cells of a lattice. size: (w, h) of it."""
         return reduced(self.values, size, kernels.mean, self.to_metres)
 
     def enlarged(
@@ -96,8 +96,11 @@ class Base:
         depth_range_m: tuple[float, float],
         kernels: FieldKernels,
     ) -> tuple[Map, Map]:
-        """Depth, kept within a range, and std (H, W), m, of a lattice's factor and relative error
-        (h, w)."""
+        """Return depth and std (H, W) in m from factor and relative error (h, w) on a lattice.
+
+        factor: the depth over the base. relative: std over the depth. depth_range_m: limits of the
+        depth; std belongs to the depth before it was limited.
+        """
         size = (self.shape[1], self.shape[0])
         depth, std = resized(factor, size), resized(relative, size)
         nearest, farthest = np.array(depth_range_m, np.float32)
@@ -105,19 +108,22 @@ class Base:
         return depth, std
 
     def details(self) -> dict[str, Any]:
-        """The line, for an operator."""
+        """Return the line's parameters, for an operator."""
         line = self.line
         return {"base": line.kind, "scale": line.scale, "shift": line.shift}
 
     def blank_unknown(self, *maps: Map) -> None:
-        """NaN in (H, W) maps where the network gave nothing, in place."""
+        """Set (H, W) maps to NaN in place where the network gave no finite value."""
         if self.unknown is not None:
             for each in maps:
                 each[self.unknown] = np.nan
 
 
 def fit_base(prediction: Prediction, points: MergedPoints) -> Base:
-    """The robust line in the space that the network declares, and its map kept within reason."""
+    """Fit the robust line in the space that the network declares, and apply it to the image.
+
+    The network must have given a finite value at every point.
+    """
     every = slice(None, None, 1 + len(points) // MAX_LINE_POINTS)
     v = prediction.values[points.rows[every], points.cols[every]].astype(np.float64)
     line = fit_line(prediction.kind, v, points.z[every], points.noise[every])
@@ -125,7 +131,7 @@ def fit_base(prediction: Prediction, points: MergedPoints) -> Base:
     values = prediction.values
     with np.errstate(over="ignore", invalid="ignore"):
         total = values.sum()
-    if not np.isfinite(total):  # or the sum is too large: then nothing is unknown
+    if not np.isfinite(total):  # a value is not finite, or the sum overflows
         unknown = ~np.isfinite(values)
         values = np.where(unknown, np.float32(median(v)), values)
     if line.kind == "log":
@@ -134,14 +140,14 @@ def fit_base(prediction: Prediction, points: MergedPoints) -> Base:
 
 
 def fit_line(prediction_kind: str, v: Floats, z: Floats, noise: Floats | None = None) -> BaseLine:
-    """The robust line from a network's values (n,) to measured depths (n,) in m.
+    """Fit the robust line from a network's values v (n,) to measured depths z (n,) in m.
 
     prediction_kind: one of prediction.KINDS. noise: (n,) declared standard deviation of log z, 0
-    where none is; None: nowhere.
+    where none is declared; None: none is declared at all.
     """
     low, high = quantile(z, 0.02), quantile(z, 0.98)
     kind = prediction_kind.split("_", 1)[0]
-    # Weights turn residuals of depth and disparity into relative ones.
+    # The weights make residuals of depth and disparity relative ones.
     if kind == "disparity":
         target, weight = 1 / z, z * z
     elif kind == "log":
@@ -149,13 +155,13 @@ def fit_line(prediction_kind: str, v: Floats, z: Floats, noise: Floats | None = 
     else:
         target, weight = z, 1 / (z * z)
     scale, shift = robust_line(v, target, weight, noise)
-    if scale <= 0:  # the network has near and far the wrong way round: it says nothing
+    if scale <= 0:  # the network swaps near and far, so it is ignored
         scale, shift = 0.0, median(target)
     return BaseLine(kind, scale, shift, low / RANGE_FACTOR, high * RANGE_FACTOR)
 
 
 def base_alone(base: Base, points: MergedPoints) -> tuple[Map, Map]:
-    """Depth and std (H, W), m, of the base without a residual field."""
+    """Return depth and std (H, W) in m of the base without a residual field."""
     residual = np.log(points.z) - np.log(base.at(points.rows, points.cols).astype(np.float64))
     middle = median(residual)
     depth = base.map * np.float32(math.exp(middle))
@@ -168,12 +174,13 @@ def base_alone(base: Base, points: MergedPoints) -> tuple[Map, Map]:
 def robust_line(
     x: Floats, y: Floats, weight: Floats, noise: Floats | None = None
 ) -> tuple[float, float]:
-    """Slope and intercept of y over x, (n,) each, by reweighted least squares.
+    """Return slope and intercept of y over x, (n,) each, by iteratively reweighted least squares.
 
-    Huber's loss first, then Tukey's biweight, of residuals times sqrt(weight). The slope is 0 where
-    all x are alike. noise: (n,) declared standard deviation of these residuals: the variance of a
-    point is its square and that of what the line misses, so that points much more exact than the
-    line count no more than others.
+    The loss is Huber's in the first half of the steps and Tukey's biweight in the second, of
+    residuals times sqrt(weight). The slope is 0 if all x are equal. noise: (n,) declared standard
+    deviation of these residuals. The variance of a point is the square of its noise plus the
+    variance of the line's own misfit, so that points much more exact than the line get no more
+    weight than others.
     """
     slope, shift = 0.0, median(y)
     now, root = weight, np.sqrt(weight)
@@ -202,10 +209,10 @@ def robust_line(
 
 
 def _misfit(residual: Floats, noise: Floats, spread: float) -> float:
-    """The spread of what a line misses, without the declared noise (n,) of its residuals (n,).
+    """Return the spread of a line's misfit without the declared noise (n,) of its residuals (n,).
 
-    The most likely of a few shares of the whole spread, the sum of both being Student-t with 3
-    degrees of freedom.
+    It is the most likely of MISFIT_SHARES times the whole spread, if the sum of misfit and noise is
+    Student-t distributed with 3 degrees of freedom.
     """
     sigma = np.sqrt((spread * MISFIT_SHARES[:, None]) ** 2 + noise**2)
     likelihood = (-np.log(sigma) - 2 * np.log1p((residual / sigma) ** 2 / 3)).sum(axis=1)

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The field of a weak network and the field without one, blended: they err in different places.
+"""Blend of the field of a weak network and the field without one: they err in different places.
 
-The share of the field without a network is, in every cell of the grid,
+The weight of the field without a network is, in every cell of the grid,
 
     u = g / (1 + (s_c / s_f)^2 (e_c / e_f)^4)
 
 with s the calibrated spread of the field with the network (f) and without (c), wider at the edges
-of each, and e their mean left-out errors. g is LARGEST where the field without a network predicts
-left-out points as well, and 0 where it is clearly worse. Noise of the points makes both look alike
-and hides what a good network is worth; so there is nothing to blend where the base explains most of
-the points' log depth. That also spares good networks the second field's time.
+of each, and e their mean left-out errors. g is LARGEST if the field without a network predicts
+left-out points as well as the other, and 0 if it is clearly worse. Noise of the points makes the
+two errors similar and hides the advantage of a good network. Therefore nothing is blended if the
+base explains most of the points' log depth, which also saves the time of the second field.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from depth_node.fitting.field.lattice import Floats, Map, resized, sample
 from depth_node.fitting.field.leave_out import LeaveOut
 from depth_node.fitting.robust import median, weighted_mean, weighted_quantile
 
-COLOUR_GAIN = 2.0  # of colour in the features of the field without a network
-LEAST_POINTS = 100  # that tell which field is better
-WEAK = 0.3  # median residual of the base over that of a constant from which a network is weak
-LARGEST = 0.8  # of g
-USEFUL, USELESS = 1.03, 1.13  # e_c / e_f from which g is less than that, and 0
+COLOUR_GAIN = 2.0  # factor of colour in the features of the field without a network
+LEAST_POINTS = 100  # fewer points do not show which field is better
+WEAK = 0.3  # a network is weak if its base's median residual over that of a constant exceeds this
+LARGEST = 0.8  # maximum of g
+USEFUL, USELESS = 1.03, 1.13  # e_c / e_f up to which g is LARGEST, and from which it is 0
 
 
 @dataclass(frozen=True)
 class FieldEstimate:
-    """Log depth of a frame by one field, and what is known of its errors.
+    """Log depth of a frame by one field, with the estimates of its errors.
 
-    log_depth: (h, w) on the grid. without_network: mean share of the field without a network.
+    log_depth: (h, w) on the grid. without_network: mean weight of the field without a network.
     """
 
     log_depth: Map
@@ -49,7 +49,7 @@ class FieldEstimate:
 
 
 def may_help(features: FieldFeatures) -> bool:
-    """Whether the base explains so little of the points that a field without it may be as good."""
+    """Return whether the base explains so little that a field without it may be as good."""
     if len(features) < LEAST_POINTS:
         return False
     log_z = features.y + features.log_base
@@ -58,7 +58,10 @@ def may_help(features: FieldFeatures) -> bool:
 
 
 def blended(field: FieldEstimate, bare: FieldEstimate, kernels: FieldKernels) -> FieldEstimate:
-    """Both as one. bare: without a network, of the same points and left-out points."""
+    """Blend both fields; return `field` itself if the other one is clearly worse.
+
+    bare: the field without a network, of the same points and left-out points.
+    """
     worse = bare.detail.mean_error / max(field.detail.mean_error, 1e-9)
     gain = LARGEST * min(max((USELESS - worse) / (USELESS - USEFUL), 0.0), 1.0)
     if gain == 0:
@@ -101,9 +104,10 @@ def blended(field: FieldEstimate, bare: FieldEstimate, kernels: FieldKernels) ->
 
 
 def _calibration(estimate: FieldEstimate, kernels: FieldKernels) -> tuple[float, Floats, Map]:
-    """By how much the spread must be widened to hold the left-out points, edges considered.
+    """Return the factor of the spread that makes intervals contain COVERAGE of the left-out points.
 
-    Also the spread of the left-out points (m,) beside their edges, and the edges' factor (h, w).
+    Also return the spread at the left-out points (m,), widened at edges, and the factor (h, w) by
+    which edges widen it.
     """
     features, left_out, spread = estimate.features, estimate.left_out, estimate.spread
     which, edge = left_out.which, edge_factor(estimate.log_depth, kernels.edges)

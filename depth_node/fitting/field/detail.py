@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Detail C: what kriging leaves at the points, handed to the cells about them that look alike."""
+"""Detail C: residuals that kriging leaves at the points, spread to similar cells around them."""
 
 from __future__ import annotations
 
@@ -25,26 +25,28 @@ from depth_node.fitting.robust import weighted_mean
 DETAIL_SPACINGS = 1.25  # spacings of the points
 MIN_DETAIL_CELLS = 1.5
 MAX_DETAIL_PX = 64.0  # of an image of REFERENCE_PX
-LINE_GAPS, LINE_CELLS = 4.0, 4.0  # reach across dense scan lines: median distances, at most cells
+# Reach across dense scan lines: in median distances of a pixel from its nearest point, and the
+# limit in cells.
+LINE_GAPS, LINE_CELLS = 4.0, 4.0
 
 # Weight of a point
 SURFACE_GAIN, COLOUR_GAIN = 100.0, 5.0
 SOFTENING = 0.5  # squared cells
 
 # Choices
-PRIOR_WEIGHTS = (0.05, 0.5, 4.0, math.inf)  # of U against the points about a cell
-CLIPS = (0.005, 0.02, 0.06, 9.0)  # how much of a step of the surface is believed, in log depth
-USUAL_CHOICE = (1, 2)
-CHOICE_PENALTY = 0.3  # over sqrt(n), per step away from the usual choice
+PRIOR_WEIGHTS = (0.05, 0.5, 4.0, math.inf)  # of U against the points around a cell
+CLIPS = (0.005, 0.02, 0.06, 9.0)  # log depth up to which a step of the surface is trusted
+USUAL_CHOICE = (1, 2)  # indices into PRIOR_WEIGHTS and CLIPS
+CHOICE_PENALTY = 0.3  # relative loss over sqrt(n), per step away from the usual choice
 ERROR_CAP = 0.5  # log depth
 
 
 @dataclass(frozen=True)
 class Surface:
-    """Log depth after kriging, without the middle: on the grid and at the points.
+    """Log depth after kriging, without the median m: on the grid and at the points.
 
-    log: (h, w) log B + U. at_point: (n,). rest: (n,) measured minus at_point. update_at_point: (n,)
-    U.
+    log: (h, w) log B + U. at_point: (n,) the same at the points. rest: (n,) measured log depth,
+    less m, minus at_point. update_at_point: (n,) U at the points.
     """
 
     log: Map
@@ -54,7 +56,7 @@ class Surface:
 
     @classmethod
     def of(cls, features: FieldFeatures, mean: Floats) -> Surface:
-        """The surface of the residual (M,) at the nodes."""
+        """Return the surface of a kriged residual (M,) at the nodes."""
         lattice = mean.reshape(features.nodes.shape).astype(np.float32)
         log = resized(lattice, features.grid.size)
         log += features.grid_log
@@ -69,12 +71,13 @@ class Surface:
 
 @dataclass(frozen=True)
 class DetailParameters:
-    """How strongly the detail counts.
+    """The chosen parameters of the detail, and the left-out errors with them.
 
-    prior_weight: of U against the points about a cell, inf: no detail. clip: log depth. radius:
-    cells. prior: weight of a point at the usual distance, which prior_weight multiplies. miss: (m,)
-    log depth of the points tried minus what is predicted without them; error: (m,) the same as a
-    relative error; mean_error: its mean, weighted by trust.
+    prior_weight: of U against the points around a cell, inf: no detail. clip: log depth up to which
+    a step of the surface is trusted. radius: cells. prior: weight of a point at the usual distance,
+    which prior_weight multiplies. miss: (m,) log depth of the left-out points minus the prediction
+    without them; error: (m,) the same as a relative error; mean_error: its mean, weighted by trust
+    in the points.
     """
 
     prior_weight: float
@@ -86,12 +89,12 @@ class DetailParameters:
     mean_error: float
 
     def details(self) -> dict[str, Any]:
-        """The choice and its error, for an operator."""
+        """Return the choice and its error, for an operator."""
         return {"leave_one_out": self.mean_error, "detail": self.prior_weight, "clip": self.clip}
 
 
 def detail_points(features: FieldFeatures, surface: Surface, outlier: Floats) -> DetailPoints:
-    """The points as the loops take them. outlier: (n,) probability that a point is one."""
+    """Return the points as input of the loops. outlier: (n,) probability of being an outlier."""
     return DetailPoints(
         row=features.grid_row.astype(np.float32),
         col=features.grid_col.astype(np.float32),
@@ -110,20 +113,21 @@ def choose_detail(
     kernels: FieldKernels,
     detail: bool = True,
 ) -> DetailParameters:
-    """The prior weight and the clip that predict left-out points best.
+    """Choose the prior weight and the clip that predict left-out points best.
 
-    detail: whether any may be chosen.
+    detail: False: the choice is no detail (an infinite prior weight).
     """
     spacing, radius = _reach(features, left_out)
     prior = 1 / (SOFTENING + spacing * spacing)
     which = left_out.which
-    # At a left-out point the surface is what kriging says or, where the lattice of nodes is too
-    # coarse to follow the points, as wrong as it is at the point itself.
+    # The surface at a left-out point is kriging's prediction without the point. If the lattice of
+    # nodes is too coarse to follow the points, the surface with the point is even worse: then that
+    # one is taken.
     worse = np.abs(surface.rest[which]) > np.abs(features.y[which] - left_out.mean)
     update = np.where(worse, surface.update_at_point[which], left_out.mean)
     start = features.log_base[which] + update
-    # Between scan lines the points across are too far to be near a pixel; they count from where the
-    # nearest point of a pixel is.
+    # A left-out point's neighbours on the next scan line are farther than any pixel is from its
+    # nearest point; they are weighted as from the distance of such a pixel.
     pixels = left_out.distance * features.length_px / features.grid.cell_px
     total, rest, beside = np.empty((3, len(which)))
     copied = np.empty((len(CLIPS), len(which)))
@@ -149,7 +153,7 @@ def choose_detail(
 
 
 def _reach(features: FieldFeatures, left_out: LeaveOut) -> tuple[float, float]:
-    """Spacing of the points and radius of their details, in cells of the grid."""
+    """Return the spacing of the points and the radius of their details, in cells of the grid."""
     height, width = features.image
     cell_px = features.grid.cell_px
     spacing = math.sqrt(height * width / len(features)) / cell_px
@@ -169,7 +173,7 @@ def detail_correction(
     parameters: DetailParameters,
     kernels: FieldKernels,
 ) -> Map:
-    """C: (h, w) correction of log depth on the grid."""
+    """Return C, the correction (h, w) of log depth on the grid."""
     if not math.isfinite(parameters.prior_weight):
         return np.zeros(features.grid.shape, np.float32)
     correction: Map = np.empty(features.grid.shape, np.float32)

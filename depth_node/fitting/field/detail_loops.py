@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is left at the points, handed to the cells about them, and to points that were left out.
+"""Loops that spread the residuals at the points to the cells around them and to left-out points.
 
-Both forms of each loop give the same numbers, as those of kernels.py do.
+Each loop has two forms, numba's and NumPy's, with the same results, as in kernels.py.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ import numpy as np
 from depth_node.fitting.field.lattice import Floats, Integers, Map
 from depth_node.fitting.numba_support import LANES, tuple_of
 
-_FLOATS = 2 * LANES  # float32 of a vector
-_NEARER = 1 - 1e-6  # ratio of squared distances: less of one is no matter of rounding
+_FLOATS = 2 * LANES  # float32 numbers in a vector
+_NEARER = 1 - 1e-6  # ratio of squared distances below which one is smaller by more than rounding
 
 
 class DetailPoints(NamedTuple):
-    """Points whose remaining errors are handed to the cells about them, float32.
+    """Points whose residuals are spread to the cells around them, float32.
 
-    row, col: (N,) on the lattice. rest: (N,) measured log depth minus surface (N,), the surface at
-    the point. colour: (N, 3). weight: (N,) trust in the point.
+    row, col: (N,) coordinates on the lattice. rest: (N,) measured log depth minus `surface`.
+    surface: (N,) log depth of the surface at the points. colour: (N, 3) in correlation lengths.
+    weight: (N,) trust in the point, 0 to 1.
     """
 
     row: Map
@@ -35,11 +36,11 @@ class DetailPoints(NamedTuple):
 
 
 class DetailWeights(NamedTuple):
-    """How the weight of a point falls over the cells about it.
+    """Parameters of the weight of a point in the cells around it, see :func:`spread`.
 
     radius: cells. softening: squared cells. surface_gain: per squared step of log depth.
-    colour_gain: per squared step of colour in correlation lengths. clip: log depth, how much of a
-    step of the surface is believed.
+    colour_gain: per squared step of colour in correlation lengths. clip: log depth up to which a
+    step of the surface is trusted.
     """
 
     radius: float
@@ -50,11 +51,11 @@ class DetailWeights(NamedTuple):
 
 
 class LeftOutPoints(NamedTuple):
-    """Points (m,) that are predicted without themselves.
+    """Left-out points (m,): they are predicted without themselves.
 
-    which: of the N. surface: log depth there by what is known without them. pixels: cells from
-    which a pixel is predicted as each of them is from its nearest neighbour, which may be farther.
-    row, col: (N,) of all points on the lattice.
+    which: (m,) indices among the N points. surface: (m,) log depth predicted without them. pixels:
+    (m,) distance in cells of a corresponding pixel from its nearest point; the nearest neighbour of
+    the left-out point may be farther. row, col: (N,) coordinates of all points on the lattice.
     """
 
     which: Integers
@@ -65,11 +66,11 @@ class LeftOutPoints(NamedTuple):
 
 
 class Predicted(NamedTuple):
-    """What is handed to left-out points.
+    """Sums from which left-out points are predicted.
 
-    total, rest: (m,) sums of the neighbours' weights, and of weights times their remaining errors.
-    beside, copied: (m,) and (c, m), of weights beside a line, and of these times what each clip
-    takes from the surface's steps.
+    total: (m,) sum of the neighbours' weights. rest: (m,) sum of these weights times the
+    neighbours' residuals. beside: (m,) sum of the weights at a pixel beside a scan line. copied:
+    (c, m) for each of c clips, sum of the latter weights times the clipped step minus the step.
     """
 
     total: Floats
@@ -88,14 +89,14 @@ def spread(
     begin: int,
     end: int,
 ) -> None:
-    """The points' remaining disagreement with a surface is handed to the cells about them.
+    """Spread the points' residuals about a surface to the cells around them.
 
-    surface (H, W) log depth, colour (3, H, W). A cell within `radius` at squared distance r2, whose
-    surface differs from the point's by s and whose colour by c, has the weight
-    weight (1 - r2 / radius^2) / ((softening + r2) (1 + surface_gain s^2 + colour_gain c^2)^2), and
-    takes the point's depth plus s, no more than `clip` of it. The surface itself has the weight
-    `prior`. Written: correction (H, W), the mean of what is taken, in the rows from `begin` up to,
-    not with, `end`.
+    surface: (H, W) log depth. colour: (3, H, W). In a cell within `radius` at squared distance r2,
+    whose surface differs from the point's by s and whose colour by c, a point has the weight
+    weight (1 - r2 / radius^2) / ((softening + r2) (1 + surface_gain s^2 + colour_gain c^2)^2).
+    It gives the cell its own log depth plus s, with s limited to ± `clip`. The surface itself has
+    the weight `prior`. Writes correction (H, W), the weighted mean of what is given minus the
+    surface, in rows begin:end.
     """
     row, col, rest, weight = points.row, points.col, points.rest, points.weight
     surface_at, colour_at = points.surface, points.colour
@@ -117,7 +118,7 @@ def spread(
             continue
         first = max(0, math.ceil(col[n] - radius))
         last = min(width - 1, math.floor(col[n] + radius))
-        # Whole vectors, where there is room for them: beyond the radius all weights are 0.
+        # Whole vectors are computed if there is room for them: beyond the radius weights are 0.
         size = min((last - first + _FLOATS) // _FLOATS * _FLOATS, width)
         here = np.uint64(min(first, width - size))
         shift = np.float32(here) - col[n]
@@ -149,7 +150,7 @@ def spread_numpy(
     prior: float,
     correction: Map,
 ) -> None:
-    """As :func:`spread`, onto (h, w); one offset from its cell for all points at once."""
+    """See :func:`spread`; writes all of correction (h, w), one offset of all points at a time."""
     row, col, rest, surface_at, colour_at, weight = points
     radius, softening, surface_gain, colour_gain, clip = weights
     height, width = surface.shape
@@ -189,15 +190,16 @@ def predict(
     begin: int,
     end: int,
 ) -> None:
-    """As :func:`spread`, but to left-out points (m,) from their neighbours indices (m, k), -1 none.
+    """Spread residuals as :func:`spread` does, but to left-out points (m,) from their neighbours.
 
-    Distances are those from a pixel: shorter where the nearest neighbour is farther than a pixel's
-    nearest point is. What is copied instead of the surface's steps is judged as a pixel beside one
-    of two lines meets it, the other line the rest of the gap away: halfway the stairs of a floor
-    cancel out. The nearest neighbour says which line that is; of equally near ones, as on level
-    lines, the one that looks most alike, which stands first in indices. Each of the clips (c,)
-    counts instead of the weights' own. Written: what is predicted of the points from `begin` up to,
-    not with, `end`.
+    indices: (m, k) neighbours, -1 for none. Distances are scaled to those of a pixel: shorter where
+    the nearest neighbour is farther than a pixel's nearest point is. The cost of steps that are
+    copied from the points instead of taken from the surface is judged at a pixel beside one of two
+    scan lines, with the other line at the rest of the gap: halfway between them, the stairs that
+    copied depths make of a floor cancel out. The nearest neighbour determines which line is near;
+    of equally near neighbours, as on level lines, the one most similar in all features, which is
+    the first in indices. Each of the clips (c,) replaces the clip of the weights. Writes
+    `predicted` for the points begin:end.
     """
     row, col, colour = left_out.row, left_out.col, points.colour
     inverse = 1.0 / (weights.radius * weights.radius)
@@ -248,7 +250,7 @@ def predict_numpy(
     clips: Floats,
     predicted: Predicted,
 ) -> None:
-    """As :func:`predict`, for all points (m,)."""
+    """See :func:`predict`; for all left-out points (m,)."""
     row, col, colour = left_out.row, left_out.col, points.colour
     which, missing = left_out.which[:, None], indices < 0
     down, right = row[indices] - row[which], col[indices] - col[which]
@@ -278,7 +280,7 @@ def predict_numpy(
 
 
 def signatures(types: Any) -> dict[Any, Any]:
-    """The loops and the types of their arguments (`types` is numba.types), contiguous arrays."""
+    """Return numba's signatures of the loops, all arrays contiguous. types: numba.types."""
     real, whole, one, image = types.float64, types.int64, types.float32[::1], types.float32[:, ::1]
     group = functools.partial(tuple_of, types)
     points = group(DetailPoints, one, one, one, one, image, one)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Features by which points inform each other, and kriging of the residual in them.
+"""Feature vectors of points and nodes, and kriging of the residual by distance between features.
 
-A feature vector holds row, column, log B and three of colour, each in units of its correlation
-length: the distance over which the residual changes.
+A feature vector has row, column, log B and three components of colour, each in units of its
+correlation length: the distance over which the residual changes.
 """
 
 from __future__ import annotations
@@ -40,37 +40,38 @@ from depth_node.fitting.field.points import MergedPoints
 from depth_node.fitting.field.settings import FieldAblation
 from depth_node.fitting.robust import MAD_TO_STD, median
 
-GRID_PX = 2.0  # cell of the grid of the details and of the answer
+GRID_PX = 2.0  # cell of the grid on which details and result are computed
 
 # Correlation lengths
 POSITION_LENGTH = 0.2  # of row and column: fraction of the larger side of the image
 LOG_BASE_LENGTH = 0.5
 LIGHTNESS_LENGTH, CHROMA_LENGTH = 0.7, 0.4  # of Lab scaled to 0..1
-LONG_POSITION_LENGTH = 0.6  # of the part that changes slowly: fraction of the larger side
+LONG_POSITION_LENGTH = 0.6  # of the slowly changing part: fraction of the larger side
 CORRELATION = Correlation(
-    long_weight=0.8,  # of the prior variance that changes slowly, with position alone
+    long_weight=0.8,  # fraction of the prior variance that changes slowly, with position alone
     long_scale=(POSITION_LENGTH / LONG_POSITION_LENGTH) ** 2 / 2,
     label_gap=0.1,  # squared feature distance between two regions
 )
 
 CANDIDATES_PER_NEIGHBOUR = 1.5
-OLD_NOISE = 3.0  # a point of the age `age_s` has the noise variance 1 + this of a fresh one
+OLD_NOISE = 3.0  # a point of age `age_s` has 1 + this times the noise variance of a fresh one
 NUGGETS = (0.003, 0.01, 0.03, 0.1, 0.3)  # levels of noise, relative to the prior variance
-LEAST_STRUCTURE = 0.1  # share of the residuals' variance that is never taken for declared noise
-OWN_HOLE = 1e-12  # squared size of a hole that holds the queried point alone
+LEAST_STRUCTURE = 0.1  # fraction of the residuals' variance that declared noise never explains
+OWN_HOLE = 1e-12  # squared size of a hole that contains only the queried point
 
 
 @dataclass(frozen=True)
 class FieldFeatures:
-    """Everything known before the residual is spread; n points are ordered by cells.
+    """Everything that is known before the residual is spread; the n points are sorted by cells.
 
-    y: (n,) log residual less its median `middle`. log_base: (n,). points: feature vectors, regions
-    and cells of the points. noise: (n,) factor of the nugget from age. declared: (n,) declared
-    standard deviation of y, 0: none; declared_nugget: (n,) its square over the prior variance.
-    grid: the fine lattice of cells (h, w); grid_log: (h, w) log base; grid_colour: (3, h, w) and
-    colour: (n, 3), in correlation lengths; grid_row, grid_col: (n,) coordinates of the points.
-    nodes: the coarse lattice, node_queries its M nodes; node_row, node_col: (n,) coordinates of the
-    points. cell: (n,) in which each point lies. length_px: pixels per unit of features 0 and 1.
+    y: (n,) log residual minus its median `middle`. log_base: (n,) log of B in m. points: feature
+    vectors, regions and cells of the points. noise: (n,) factor of the nugget from age. declared:
+    (n,) declared standard deviation of y, 0 if none is declared; declared_nugget: (n,) its square
+    over the prior variance.
+    grid: the fine lattice (h, w); grid_log: (h, w) log of B; grid_colour: (3, h, w) and colour:
+    (n, 3), in correlation lengths; grid_row, grid_col: (n,) coordinates of the points on the grid.
+    nodes: the coarse lattice; node_queries: its M nodes; node_row, node_col: (n,) coordinates of
+    the points on it. cell: (n,) cell of each point. length_px: pixels per unit of features 0 and 1.
     """
 
     y: Floats
@@ -112,16 +113,18 @@ class FieldFeatures:
         ablation: FieldAblation,
         kernels: FieldKernels,
     ) -> FieldFeatures:
-        """Features of points and nodes of an (H, W, 3) uint8 RGB image with regions (H, W).
+        """Compute the features of points and nodes.
 
-        age_s: s, FieldConfig.age_s.
+        labels: (H, W) regions or None, used only if the ablation says so. image: (H, W, 3) uint8
+        RGB or None. age_s: s, FieldConfig.age_s.
         """
         shape = base.shape
         unit = max(shape) / REFERENCE_PX
         grid = Lattice.of(shape, GRID_PX * unit)
         nodes = Lattice.of(shape, ablation.node_px * unit)
         rows, cols = points.rows, points.cols
-        # An average over the cell would mix near and far at an edge less well in log.
+        # The average is taken before the logarithm: an average of logs mixes near and far at an
+        # edge less well.
         grid_log: Map = np.log(base.reduced(grid.size, kernels))
         grid_row, grid_col = grid.coordinates(rows, cols)
         if image is not None and ablation.colour:
@@ -177,9 +180,10 @@ class FieldFeatures:
         )
 
     def without_network(self, colour_gain: float) -> FieldFeatures:
-        """The same frame with a constant base.
+        """Return the features of the same frame with a constant base.
 
-        colour_gain: of colour in the feature vectors, which alone tells surfaces apart then.
+        colour_gain: factor of colour in the feature vectors, because then only colour distinguishes
+        surfaces.
         """
         log_z = self.y + self.log_base + self.middle
         middle = median(log_z)
@@ -203,7 +207,7 @@ class FieldFeatures:
         )
 
     def queries(self, which: Integers | slice = slice(None)) -> Queries:
-        """Points (all, or some) as queries that do not find themselves."""
+        """Return points (all, or some) as queries that do not find themselves."""
         feature = np.ascontiguousarray(self.points.feature[which])
         hole = np.full(len(feature), OWN_HOLE)
         return Queries(feature, self.points.label[which], self.cell[which], hole, np.array(CIRCLE))
@@ -215,7 +219,7 @@ class FieldFeatures:
         kernels: FieldKernels,
         candidates_per_neighbour: float = CANDIDATES_PER_NEIGHBOUR,
     ) -> Neighbours:
-        """The `count` points nearest to each query in feature distance."""
+        """Find the `count` points nearest to each query in feature distance."""
         neighbours = Neighbours.empty(len(queries.feature), count)
         candidates = math.ceil(candidates_per_neighbour * count)
         kernels.nearest(queries, self.points, candidates, CORRELATION.label_gap, neighbours)
@@ -229,9 +233,9 @@ class FieldFeatures:
         levels: Sequence[float],
         kernels: FieldKernels,
     ) -> Kriged:
-        """The residual at feature vectors (m, F) from their neighbours, for each nugget level.
+        """Krige the residual at feature vectors (m, F) from their neighbours, for each level.
 
-        extra_nugget: (n,) of the points.
+        levels: nuggets. extra_nugget: (n,) of the points; declared_nugget is added to it.
         """
         kriged = Kriged.empty(len(levels), len(feature))
         extra = extra_nugget + self.declared_nugget
@@ -244,19 +248,20 @@ class FieldFeatures:
     def krige_nodes(
         self, extra_nugget: Floats, nugget: float, neighbours: int, kernels: FieldKernels
     ) -> Kriged:
-        """The residual at the M nodes, (1, M) each."""
+        """Krige the residual at the M nodes; the results are (1, M) each."""
         nearest = self.nearest(self.node_queries, min(neighbours, len(self)), kernels)
         return self.krige(self.node_queries.feature, nearest, extra_nugget, (nugget,), kernels)
 
     def nodes_on_grid(self, values: Floats) -> Map:
-        """(h, w) on the grid of values (M,) at the nodes."""
+        """Interpolate values (M,) at the nodes to the grid (h, w)."""
         return resized(values.astype(np.float32).reshape(self.nodes.shape), self.grid.size)
 
 
 def _declared_nugget(y: Floats, declared: Floats) -> Floats:
-    """(n,) nugget of declared deviations (n,) of the residuals y (n,), over their prior variance.
+    """Return the nugget (n,): squared declared deviations (n,) over the prior variance of y (n,).
 
-    The prior variance is what the residuals of the more exact half amount to beyond its noise.
+    The prior variance is that of the residuals of the more exact half of the points, minus the
+    variance of their noise.
     """
     variance = np.square(declared)
     if not variance.any():
@@ -271,7 +276,7 @@ def _declared_nugget(y: Floats, declared: Floats) -> Floats:
 def _vectors(
     rows: NDArray[Any], cols: NDArray[Any], log_base: NDArray[Any], colour: Any, length_px: float
 ) -> Floats:
-    """(m, F) feature vectors of pixels (m,)."""
+    """Return feature vectors (m, F) of pixels (m,)."""
     vectors: Floats = np.empty((len(rows), 6))
     vectors[:, 0], vectors[:, 1] = rows / length_px, cols / length_px
     vectors[:, 2], vectors[:, 3:] = log_base / LOG_BASE_LENGTH, colour
@@ -279,10 +284,10 @@ def _vectors(
 
 
 def _lab_colour(image: NDArray[np.uint8], grid: Lattice, kernels: FieldKernels) -> Map:
-    """(3, h, w) slightly blurred Lab colour on the grid, in correlation lengths."""
+    """Return the slightly blurred Lab colour (3, h, w) on the grid, in correlation lengths."""
     half = (max(2, grid.size[0] // 2), max(2, grid.size[1] // 2))
     small: NDArray[Any] = image
-    if image.shape[:2] == (4 * half[1], 4 * half[0]):  # twice by half is OpenCV's fast way
+    if image.shape[:2] == (4 * half[1], 4 * half[0]):  # OpenCV is faster in two halvings
         small = cv2.resize(image, (2 * half[0], 2 * half[1]), interpolation=cv2.INTER_AREA)
     if small.shape[:2] == (2 * half[1], 2 * half[0]):
         small = cv2.resize(small, half, interpolation=cv2.INTER_AREA)

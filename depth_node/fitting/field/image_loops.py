@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Passes over whole images: values or colours reduced to a lattice, and the answer's pixels.
+"""Loops over whole images: reduction of values or colours to a lattice, and the result's pixels.
 
-A method that takes few points is as fast as it passes over the image seldom. So a value becomes
-metres where it is read, and no map of the base is ever written. What OpenCV is fast at is left to
-it. These loops have forms of NumPy and OpenCV too, as those of kernels.py.
+With few points, most of the time is spent in passes over the image. Therefore values are converted
+to metres where they are read, and no map of the base is ever written. OpenCV does what it is fast
+at. Each loop also has a form in NumPy and OpenCV, as in kernels.py.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ from numpy.typing import NDArray
 from depth_node.fitting.field.lattice import Integers, Map
 from depth_node.fitting.numba_support import tuple_of
 
-# As numba's fastmath, but NaN and infinity stay what they are: a network may give them.
+# numba's fastmath without the flags that assume no NaN and no infinity: a network may give both.
 FAST_MATH = frozenset({"contract", "reassoc", "nsz", "arcp"})
 
 
 class MetresLine(NamedTuple):
-    """Metres of a network's values v: w = scale v + shift, kept within low to high, or 1 / w.
+    """The line from a network's values v to metres: w = scale v + shift, limited to low..high.
 
-    All float32, so that a loop computes as NumPy does.
+    Metres are w, or 1 / w if `inverse`. All numbers are float32, so that loops compute what NumPy
+    computes.
     """
 
     scale: np.float32
@@ -36,7 +37,7 @@ class MetresLine(NamedTuple):
     inverse: bool
 
     def metres(self, values: Map) -> Map:
-        """float32 m of values, (H, W) or (n,) both."""
+        """Return metres, float32, of values (H, W) or (n,)."""
         out: Map = values * self.scale
         out += self.shift
         np.clip(out, self.low, self.high, out=out)
@@ -49,12 +50,12 @@ UNCHANGED = MetresLine(
 
 
 class Shares(NamedTuple):
-    """Which of the rows, or columns, of an image make one of a smaller lattice.
+    """Which rows (or columns) of an image make up each row (or column) of a smaller lattice.
 
-    first, last: (m,) int64, row i is made of first[i] up to, not with, last[i]. head, tail: (m,)
-    float32, how much of the first and, where there is more than one, of the last; all between count
-    whole. scale: one over the rows that make one. halvings: how many times halved the image has the
-    lattice's rows, -1: it never has.
+    first, last: (m,) int64, lattice row i consists of the image rows first[i]:last[i]. head, tail:
+    (m,) float32, fractions of the first and, if there are several, of the last of them; those
+    between count whole. scale: lattice rows per image row. halvings: number of halvings of the
+    image that give the lattice's rows, -1 if no number does.
     """
 
     first: NDArray[np.int64]
@@ -67,7 +68,7 @@ class Shares(NamedTuple):
 
 @functools.lru_cache(maxsize=64)
 def shares(count: int, cells: int) -> Shares:
-    """How `count` rows are evenly divided into at most as many `cells`."""
+    """Divide `count` rows evenly into `cells` cells, at most `count` of them."""
     edge = np.arange(cells + 1) * (count / cells)
     first = np.floor(edge[:-1] + 1e-9).astype(np.int64)
     last = np.minimum(np.ceil(edge[1:] - 1e-9), count).astype(np.int64)
@@ -84,9 +85,9 @@ def shares(count: int, cells: int) -> Shares:
 def reduced(
     values: Map, size: tuple[int, int], loop: Callable[..., None], line: MetresLine = UNCHANGED
 ) -> Map:
-    """Values (H, W), or what a line makes of them, at a (width, height), averaged over its cells.
+    """Average values (H, W), or the metres of a line, over the cells of a lattice.
 
-    loop: a form of mean.
+    size: (width, height) of the lattice. loop: a form of :func:`mean`.
     """
     return _averaged(values[:, :, None], size, loop, line)[:, :, 0]
 
@@ -94,9 +95,9 @@ def reduced(
 def reduced_colour(
     image: NDArray[np.uint8], size: tuple[int, int], loop: Callable[..., None]
 ) -> NDArray[np.uint8]:
-    """An image (H, W, 3) at a (width, height), averaged over its cells and rounded.
+    """Average an image (H, W, 3) over the cells of a lattice, rounded.
 
-    loop: a form of mean.
+    size: (width, height) of the lattice. loop: a form of :func:`mean`.
     """
     return np.rint(_averaged(image, size, loop, UNCHANGED)).astype(np.uint8)
 
@@ -104,10 +105,10 @@ def reduced_colour(
 def _averaged(
     image: NDArray[Any], size: tuple[int, int], loop: Callable[..., None], line: MetresLine
 ) -> Map:
-    """(height, width, C) float32 of an image (H, W, C)."""
+    """Return the averages (height, width, C), float32, of an image (H, W, C)."""
     (rows, cols, channels), (width, height) = image.shape, size
     out: Map = np.empty((height, channels * width), np.float32)
-    if rows < height or cols < width:  # then OpenCV interpolates
+    if rows < height or cols < width:  # an enlargement, which only OpenCV's form can do
         loop = mean_numpy
     beside = np.ascontiguousarray(image).reshape(rows, channels * cols)
     loop(beside, line, channels, shares(rows, height), shares(cols, width), out)
@@ -124,17 +125,17 @@ def mean(
     begin: int,
     end: int,
 ) -> None:
-    """Mean of what a line makes of an image (H, W, C) over each cell of a lattice (h, w).
+    """Average the metres of a line, applied to an image (H, W, C), over each cell of a lattice.
 
-    image, out: with the C channels of a pixel beside each other, so that a row has C W numbers.
-    Written: rows `begin` up to, not with, `end` of out.
+    image: (H, C W), out: (h, C w), with the C channels of a pixel beside each other. Writes rows
+    begin:end of out.
     """
     slope, shift, low, high = line.scale, line.shift, line.low, line.high
     row, half = np.empty(image.shape[1], np.float32), np.empty(image.shape[1], np.float32)
     one, scale = np.float32(1.0), np.float32(rows.scale * cols.scale)
     for i in range(begin, end):
         width = image.shape[1]
-        for j in range(width):  # an assigned slice takes numba a second to compile
+        for j in range(width):  # numba needs a second to compile the assignment of a slice
             row[j] = np.float32(0.0)
         last = rows.last[i] - 1
         for k in range(rows.first[i], last + 1):
@@ -149,7 +150,7 @@ def mean(
             else:
                 for j in range(width):
                     row[j] += share * min(max(np.float32(image[k, j]) * slope + shift, low), high)
-        if cols.halvings >= 0 and channels == 1:  # then two side by side are vectors
+        if cols.halvings >= 0 and channels == 1:  # sums of pairs become vector instructions
             for _ in range(cols.halvings):
                 width //= 2
                 for j in range(width):
@@ -175,7 +176,7 @@ def mean(
 def mean_numpy(
     image: NDArray[Any], line: MetresLine, channels: int, rows: Shares, cols: Shares, out: Map
 ) -> None:
-    """As :func:`mean`, of all cells (h, w)."""
+    """See :func:`mean`; for all cells (h, w)."""
     pixels: NDArray[Any] = image.reshape(len(image), -1, channels)
     if line != UNCHANGED:
         pixels = line.metres(pixels)
@@ -183,20 +184,22 @@ def mean_numpy(
     out[:] = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA).reshape(out.shape)
 
 
-_STRAIGHT, _DIAGONAL = round(0.955 * 65536), round(1.3693 * 65536)  # as OpenCV counts
+_STRAIGHT, _DIAGONAL = round(0.955 * 65536), round(1.3693 * 65536)  # OpenCV's fixed-point steps
 
 
 def distances(near: NDArray[np.uint8], cells: Map, begin: int, end: int) -> None:
-    """Distance of the cells of a map (h, w) from the nearest one where near is not 0, in cells.
+    """Write the distance of each cell (h, w) from the nearest cell where near is not 0, in cells.
 
-    The steps of a path to it are .955 long, or 1.3693 diagonally, as in OpenCV's distanceTransform
-    (G. Borgefors, Distance transformations in digital images, 1986). Rows wait for each other, so
-    that this loop is not shared.
+    A step of the path has the length 0.955, a diagonal one 1.3693, as in OpenCV's distanceTransform
+    (G. Borgefors, Distance transformations in digital images, 1986). Each row needs the one before,
+    so threads cannot share this loop; begin and end are not used.
     """
     height, width = near.shape
     straight, diagonal, far = np.int32(_STRAIGHT), np.int32(_DIAGONAL), np.int32(1 << 28)
     steps = np.full((height + 2, width + 2), far, np.int32)
-    row = np.empty(width, np.int32)  # less what the way along the row costs: only the least waits
+    # The cost of the way along the row is subtracted first: then a running minimum is all that
+    # depends on the cell before.
+    row = np.empty(width, np.int32)
     for i in range(1, height + 1):
         for j in range(width):
             best = min(steps[i - 1, j], steps[i - 1, j + 2]) + diagonal
@@ -224,7 +227,7 @@ def distances(near: NDArray[np.uint8], cells: Map, begin: int, end: int) -> None
 
 
 def distances_numpy(near: NDArray[np.uint8], cells: Map) -> None:
-    """As :func:`distances`, of a map (h, w)."""
+    """See :func:`distances`; of a map (h, w)."""
     cells[:] = cv2.distanceTransform((near == 0).astype(np.uint8), cv2.DIST_L2, 3)
 
 
@@ -238,9 +241,9 @@ def extremes(
     begin: int,
     end: int,
 ) -> None:
-    """Least and largest value of the cells of a map (h, w) within `reach` rows and columns.
+    """Find the least and largest value of a map (h, w) within `reach` rows and columns of cells.
 
-    Written: low and high (m,) about the cells (rows, cols) from `begin` up to, not with, `end`.
+    Writes low and high (m,) of the cells (rows, cols), (m,) each, from begin:end.
     """
     height, width = plane.shape
     for m in range(begin, end):
@@ -254,7 +257,7 @@ def extremes(
 def extremes_numpy(
     plane: Map, rows: Integers, cols: Integers, reach: int, low: Map, high: Map
 ) -> None:
-    """As :func:`extremes`, of all cells (m,)."""
+    """See :func:`extremes`; of all cells (m,)."""
     around = np.arange(-reach, reach + 1)
     row = np.clip(rows[:, None] + around, 0, plane.shape[0] - 1)
     col = np.clip(cols[:, None] + around, 0, plane.shape[1] - 1)
@@ -263,9 +266,10 @@ def extremes_numpy(
 
 
 def edges(plane: Map, growth: np.float32, cap: np.float32, out: Map, begin: int, end: int) -> None:
-    """1 + growth times the step, no more than cap, of a map (h, w) within a cell to every side.
+    """Write 1 + growth min(step, cap) of each cell of a map (h, w).
 
-    Written: rows `begin` up to, not with, `end` of out (h, w).
+    The step is the largest minus the least value of the 3 x 3 cells around it. Writes rows
+    begin:end of out (h, w).
     """
     height, width = plane.shape
     most, least = np.empty(width + 2, np.float32), np.empty(width + 2, np.float32)
@@ -284,7 +288,7 @@ def edges(plane: Map, growth: np.float32, cap: np.float32, out: Map, begin: int,
 
 
 def edges_numpy(plane: Map, growth: np.float32, cap: np.float32, out: Map) -> None:
-    """As :func:`edges`, of all rows (h, w)."""
+    """See :func:`edges`; of all rows (h, w)."""
     cv2.morphologyEx(plane, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8), dst=out)
     np.minimum(out, cap, out=out)
     out *= growth
@@ -301,10 +305,11 @@ def answer(
     begin: int,
     end: int,
 ) -> None:
-    """A factor in depth (H, W) times the metres of values (H, W) by a line, and this times the
-    relative error in std (H, W); in place, rows `begin` up to, not with, `end`.
+    """Turn factors of the base and relative errors into depth and std in m, in place.
 
-    nearest, farthest: m, within which the depth is kept then.
+    values: (H, W), which the line converts to the base in m. depth: (H, W), in: factor of the base,
+    out: m, limited to nearest..farthest (m). std: (H, W), in: relative to the depth, out: m, of the
+    depth before it was limited. Writes rows begin:end.
     """
     scale, shift, low, high = line.scale, line.shift, line.low, line.high
     width = values.shape[1]
@@ -329,14 +334,14 @@ def answer_numpy(
     depth: Map,
     std: Map,
 ) -> None:
-    """As :func:`answer`, of all rows (H, W)."""
+    """See :func:`answer`; of all rows (H, W)."""
     depth *= line.metres(values)
     std *= depth
     np.clip(depth, nearest, farthest, out=depth)
 
 
 def signatures(types: Any) -> dict[Any, Any]:
-    """The loops and the types of their arguments (`types` is numba.types), contiguous arrays."""
+    """Return numba's signatures of the loops, all arrays contiguous. types: numba.types."""
     real, whole = types.float32, types.int64
     values, image = (types.Array(kind, 2, "C", readonly=True) for kind in (real, types.uint8))
     line = tuple_of(types, MetresLine, real, real, real, real, types.boolean)

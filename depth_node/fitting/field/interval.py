@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The 95 % interval: kriging's spread, calibrated in each frame by the left-out errors.
+"""The 95 % interval: kriging's spread, calibrated in each frame on the left-out errors.
 
 docs/method.md gives the formula.
 """
@@ -21,17 +21,19 @@ from depth_node.fitting.field.leave_out import LeaveOut
 from depth_node.fitting.robust import weighted_mean, weighted_quantile
 from depth_node.metrics import NORMAL_95
 
-COVERAGE = 0.945  # of left-out points, which have noise: it is 0.95 to 0.96 of the pixels
-SILL_PRIOR = 5.0  # neighbours' worth of trust in the image's prior variance
-VARIANCE_POWER, SILL_POWER = 1.4, 1.35  # wide intervals are still too narrow, narrow ones too wide
+COVERAGE = 0.945  # of left-out points, which have noise: of the pixels it is 0.95 to 0.96
+SILL_PRIOR = 5.0  # the image's prior variance counts as much as so many neighbours
+# More than 1: with the standard deviation itself, wide intervals are too narrow and narrow ones
+# too wide.
+VARIANCE_POWER, SILL_POWER = 1.4, 1.35
 MIN_SPREAD = 1e-3
 FAR_GROWTH = 8.0  # per correlation length of position beyond the points' spacing
-EDGE_GROWTH, EDGE_CAP = 12.0, 0.5  # per unit of a step of log depth, up to such a step
-EDGE_CELLS = 4  # of the grid, within which an edge may be out of place
-MIN_EDGE_POINTS = 100  # fewer points do not tell edges from wrong points
-QUANTILE_POINTS = 20  # the largest of fewer errors is no 95 % quantile: their noise is less there
-FEW_GROWTH, FEW_GROWTH_SQUARED = 8.0, 40.0  # over n and n^2
-MIN_BOUND_FRACTION = 0.1  # of a squared bound that stays without the points' declared noise
+EDGE_GROWTH, EDGE_CAP = 12.0, 0.5  # per unit of a step of log depth, and the largest step counted
+EDGE_CELLS = 4  # cells of the grid by which an edge may be displaced
+MIN_EDGE_POINTS = 100  # with fewer points, points beside edges and wrong points look the same
+QUANTILE_POINTS = 20  # the largest of fewer errors is no 95 % quantile and has less of the noise
+FEW_GROWTH, FEW_GROWTH_SQUARED = 8.0, 40.0  # over n and n^2, n the number of points
+MIN_BOUND_FRACTION = 0.1  # of a squared bound: declared noise is subtracted down to this
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class Spread:
 
     @classmethod
     def of(cls, features: FieldFeatures, left_out: LeaveOut, kriged: Kriged) -> Spread:
-        """From what kriging says. kriged: (1, M) at the nodes."""
+        """Compute the spread from kriging's variances. kriged: (1, M) at the nodes."""
         far = resized(left_out.far_px, features.nodes.size).reshape(-1) / features.length_px
         return cls(
             _spread(kriged.variance[0], kriged.sill[0], far.astype(np.float64), left_out),
@@ -58,8 +60,8 @@ class Spread:
 class Bound:
     """The interval on the grid.
 
-    relative: (h, w) 95 % bound of the relative error. factor: by which the spread is widened to it.
-    coverage: fraction of the left-out points inside theirs.
+    relative: (h, w) 95 % bound of the relative error. factor: by which the spread is multiplied to
+    get it. coverage: fraction of the left-out points inside their intervals.
     """
 
     relative: Map
@@ -67,7 +69,7 @@ class Bound:
     coverage: float
 
     def details(self) -> dict[str, Any]:
-        """How the interval came out at the left-out points, for an operator."""
+        """Return the interval's coverage at the left-out points and its factor, for an operator."""
         return {"coverage": self.coverage, "interval_factor": self.factor}
 
 
@@ -80,17 +82,16 @@ def relative_bound(
     range_noise_m: float,
     kernels: FieldKernels,
 ) -> Bound:
-    """The spread of every cell, widened so that the left-out points lie within theirs.
+    """Compute the bound of every cell: the spread times the factor that the left-out points need.
 
-    log_depth: (h, w) of the answer: at its steps an edge that is out of place by a pixel is wrong
-    by the height of the step. range_noise_m: m, declared
-    standard deviation of the points, 0: unknown.
+    log_depth: (h, w) of the result: at its steps an edge that is displaced by a pixel is wrong by
+    the height of the step. range_noise_m: m, declared standard deviation of the points, 0: unknown.
     """
     edge = edge_factor(log_depth, kernels.edges)
     which = left_out.which
     own = spread.points * sample(edge, features.grid_row[which], features.grid_col[which])
     probability = min(COVERAGE + 0.8 / len(own), 1.0)
-    # The largest of few errors is no bound of the next.
+    # The largest of a few errors is too small as a bound of the next one.
     factor = 1 + FEW_GROWTH / left_out.points + FEW_GROWTH_SQUARED / left_out.points**2
     weight = left_out.weight
     if left_out.points >= MIN_EDGE_POINTS:
@@ -101,8 +102,8 @@ def relative_bound(
     bound = features.nodes_on_grid(factor * spread.nodes)
     bound *= edge
     if range_noise_m > 0:
-        # A point has measurement noise, a pixel has not. (The nugget is no measure of it: where a
-        # good network leaves little, it is structure that the points are too sparse for.)
+        # A point has measurement noise, a pixel has not. (The nugget is no measure of the noise:
+        # with a good network it is structure for which the points are too sparse.)
         noise = np.square(np.float32(NORMAL_95 * range_noise_m) * np.exp(-log_depth))
         squared = np.square(bound)
         bound = np.sqrt(np.maximum(squared - noise, np.float32(MIN_BOUND_FRACTION) * squared))
@@ -111,10 +112,10 @@ def relative_bound(
 
 
 def without_declared_noise(error: Floats, declared: Floats) -> Floats:
-    """(m,) relative errors at points, freed of the points' declared deviations (m,).
+    """Subtract the points' declared deviations (m,) from relative errors (m,) at the points.
 
-    At the quantile of the interval variances subtract: |error| reaches 1.96 times the root of the
-    sum of both. A part of each error stays, as where the noise of all points is declared.
+    At the interval's quantile variances subtract: |error| reaches 1.96 times the root of the sum of
+    both variances. MIN_BOUND_FRACTION of each squared error stays, as with range_noise_m.
     """
     if not declared.any():
         return error
@@ -125,9 +126,10 @@ def without_declared_noise(error: Floats, declared: Floats) -> Floats:
 
 
 def edge_factor(log_depth: Map, loop: Callable[..., None] = edges_numpy) -> Map:
-    """(h, w) from 1, by which the interval is wider where the depth steps within a cell or two.
+    """Return the factor (h, w), 1 or more, that widens the interval at steps of the depth (h, w).
 
-    loop: a form of edges.
+    A step is the range of log depth within one cell to every side. loop: a form of
+    image_loops.edges.
     """
     result: Map = np.empty_like(log_depth)
     loop(log_depth, np.float32(EDGE_GROWTH), np.float32(EDGE_CAP), result)
@@ -137,10 +139,11 @@ def edge_factor(log_depth: Map, loop: Callable[..., None] = edges_numpy) -> Map:
 def beside_edges(
     features: FieldFeatures, which: Integers, log_depth: Map, kernels: FieldKernels
 ) -> Floats:
-    """(m,) 1 where a point is as deep as some cell about it, else 0.
+    """Return 1 for points (m,) whose depth lies in the range of the cells around them, else 0.
 
-    A network with soft edges puts honest points beside them on the wrong side, where they look like
-    outliers. The interval must hold them; a wrong point is seldom as deep as anything near it.
+    A network with soft edges puts correct points beside them on the wrong side, where they look
+    like outliers. The interval must contain them; a wrong point is seldom as deep as anything near
+    it. log_depth: (h, w).
     """
     rows, cols = rounded(features.grid_row[which]), rounded(features.grid_col[which])
     low, high = np.empty((2, len(which)), np.float32)
@@ -150,7 +153,7 @@ def beside_edges(
 
 
 def _local_sill(sill: Floats, left_out: LeaveOut) -> Floats:
-    """(m,) prior variance that the neighbourhoods speak for, drawn towards the image's."""
+    """Return the prior variance (m,) of each neighbourhood, shrunk towards the image's mean."""
     count = left_out.neighbours.indices.shape[1]
     middle = weighted_mean(left_out.sill, left_out.weight)
     result: Floats = (count * sill + SILL_PRIOR * middle) / (count + SILL_PRIOR)
@@ -158,11 +161,11 @@ def _local_sill(sill: Floats, left_out: LeaveOut) -> Floats:
 
 
 def _spread(variance: Floats, sill: Floats, distance: Floats, left_out: LeaveOut) -> Floats:
-    """(m,) relative standard deviation up to a factor.
+    """Return the relative standard deviation (m,) up to a common factor.
 
-    Kriging's variance and nugget times the local prior variance. It grows with the distance (m,)
-    from the nearest point, in features 0 and 1, beyond the points' usual distance: what the points
-    say of each other says little of what lies beyond them.
+    (variance + nugget)^0.7 sill^0.675, with the local prior variance as sill. It grows with the
+    distance (m,) from the nearest point, in units of features 0 and 1, beyond the points' spacing:
+    differences between the points say little about what is farther away.
     """
     result = (variance + left_out.nugget) ** (0.5 * VARIANCE_POWER)
     result *= _local_sill(sill, left_out) ** (0.5 * SILL_POWER)
@@ -172,9 +175,10 @@ def _spread(variance: Floats, sill: Floats, distance: Floats, left_out: LeaveOut
 
 
 def forget_far(std: Map, far_px: Map, max_extrapolation: float) -> None:
-    """NaN in std (H, W) where no point is near enough to judge by, in place.
+    """Set std (H, W) to NaN in place where no point is near enough to estimate it.
 
-    far_px: (h, w) distance from the nearest point. max_extrapolation: fraction of the larger side.
+    far_px: (h, w) px, distance from the nearest point. max_extrapolation: largest distance, as a
+    fraction of the image's larger side.
     """
     height, width = std.shape
     limit_px = max_extrapolation * max(height, width)

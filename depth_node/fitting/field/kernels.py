@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The inner loops of the residual field, compiled with numba or as NumPy array code.
 
-Both forms give the same numbers (to 1e-5; a test compares them). The loops are plain Python
-functions that numba compiles where it is installed: numba keeps the machine code beside this file,
-or in the user's cache folder where that is read-only, so only the first start on a machine
-compiles.
+Both forms give the same results (to 1e-5; a test compares them). The loops are plain Python
+functions that numba compiles if it is installed. numba keeps the machine code beside this file, or
+in the user's cache folder if that is read-only, so only the first start on a machine compiles.
 
-Arrays that belong together travel as named tuples, which numba knows. The innermost loops run over
-what lies side by side in memory, so that the compiler makes vector instructions of them: candidates
-of a query, queries of a block, cells of a row. Unsigned positions tell it that no index counts from
-the end (and must not share a name with signed ones).
+Arrays that belong together are passed as named tuples, which numba supports. The innermost loops
+run over neighbours in memory, so that the compiler makes vector instructions of them: candidates of
+a query, queries of a block, cells of a row. Indices of an unsigned type show the compiler that no
+index counts from the end (a variable must not hold both signed and unsigned ones).
 
 Shapes used throughout: N points, M queries (lattice nodes or points), F features, k neighbours,
 G nugget levels. The F = 6 features are row, column, logarithm of the base map and three of colour,
@@ -35,19 +34,19 @@ from depth_node.fitting.numba_support import LANES, compiled, find_numba, tuple_
 
 COMPILERS = ("auto", "numba", "numpy")
 STUDENT_PEAK = 0.3675526  # density at 0 of Student's distribution with 3 degrees of freedom
-CIRCLE = (1.0, 0.0, 1.0)  # shape of a hole that is as wide in every direction
-_CHUNK = 4096  # queries that the NumPy forms work on at a time
-_BLOCK = 64  # queries that are kriged side by side
-_FLOATS = 2 * LANES  # float32 of a vector
-_RANKED = 56  # up to so many candidates are ordered by counting, more one by one
+CIRCLE = (1.0, 0.0, 1.0)  # shape of a hole that is equally wide in every direction
+_CHUNK = 4096  # queries that the NumPy forms process at a time
+_BLOCK = 64  # queries that are kriged together, one per vector element
+_FLOATS = 2 * LANES  # float32 numbers in a vector
+_RANKED = 56  # up to so many candidates are sorted by counting, more by insertion
 
 
 class Points(NamedTuple):
-    """The N points among which neighbours are sought, ordered by cell.
+    """The N points among which neighbours are searched, sorted by cell.
 
-    feature: (N, F). label: (N,) int32 region. The image is divided into (cell_rows, cell_cols)
-    cells; cell c holds points start[c] to start[c + 1], start has cell_rows cell_cols + 1 entries.
-    columns: (F + 1, N and room for two vectors) features and label, those of one kind side by side.
+    feature: (N, F). label: (N,) int32 region. The image is divided into cell_rows x cell_cols
+    cells; cell c holds the points start[c]:start[c + 1], start has cell_rows cell_cols + 1 entries.
+    columns: (F + 1, N + 2 LANES) features and label, one row for each, zeros behind the N points.
     """
 
     feature: Floats
@@ -66,19 +65,19 @@ class Points(NamedTuple):
         cell_rows: int,
         cell_cols: int,
     ) -> Points:
-        """With their columns."""
+        """Return the points with their columns filled in."""
         count, features = feature.shape
-        # Whole vectors may begin at the last point.
+        # Loops read whole vectors, even from the last point on.
         columns: Floats = np.zeros((features + 1, count + 2 * LANES))
         columns[:features, :count], columns[features, :count] = feature.T, label
         return cls(feature, label, start, cell_rows, cell_cols, columns)
 
 
 class Queries(NamedTuple):
-    """Where neighbours are sought.
+    """The M places whose neighbours are searched.
 
-    feature: (M, F). label: (M,) int32 region. cell: (M,) in which each lies. hole: (M,) squared
-    size, in features 0 and 1, of the ellipse about a query inside which no point counts. shape:
+    feature: (M, F). label: (M,) int32 region. cell: (M,) cell of each query. hole: (M,) squared
+    size, in features 0 and 1, of the ellipse around a query inside which no point counts. shape:
     (3,) of that ellipse: d0^2 shape[0] + 2 d0 d1 shape[1] + d1^2 shape[2] < hole is inside.
     """
 
@@ -100,7 +99,7 @@ class Neighbours(NamedTuple):
 
     @classmethod
     def empty(cls, queries: int, count: int) -> Neighbours:
-        """Room for the `count` neighbours of so many queries."""
+        """Return uninitialised arrays for `count` neighbours of each of the queries."""
         return cls(np.empty((queries, count), np.int64), np.empty((queries, count)))
 
 
@@ -109,8 +108,8 @@ class Correlation(NamedTuple):
 
         (1 - long_weight) / (1 + D) + long_weight / (1 + long_scale S)
 
-    These are two rational quadratic functions, of which the long one changes slowly, with position
-    alone. Points of two regions have D increased by label_gap.
+    These are two rational quadratic functions; the second changes slowly, with position alone. D of
+    two points of different regions includes label_gap.
     """
 
     long_weight: float
@@ -118,7 +117,7 @@ class Correlation(NamedTuple):
     label_gap: float
 
     def at(self, square: Floats, position_square: Floats) -> Floats:
-        """The correlation (M,) at squared distances (M,) D, label_gap included, and S."""
+        """Return the correlation (M,) at squared distances D, label_gap included, and S, (M,)."""
         result: Floats = (1 - self.long_weight) / (1 + square) + self.long_weight / (
             1 + self.long_scale * position_square
         )
@@ -126,10 +125,10 @@ class Correlation(NamedTuple):
 
 
 class Observations(NamedTuple):
-    """What kriging spreads, (N,) each.
+    """The observations that kriging interpolates, (N,) each.
 
-    value: log residual. noise: factor of the nugget level, 1 for a fresh point. extra_nugget: is
-    added to the level.
+    value: log residual. noise: factor of the nugget level, 1 for a fresh point. extra_nugget: added
+    to noise times level.
     """
 
     value: Floats
@@ -138,10 +137,10 @@ class Observations(NamedTuple):
 
 
 class Kriged(NamedTuple):
-    """Simple kriging at M queries for G nugget levels, (G, M) each.
+    """The results of simple kriging at M queries for G nugget levels, (G, M) each.
 
-    mean. variance: of a unit prior, at least 1e-4. sill: prior variance that the neighbours' values
-    speak for, y' K^-1 y / n.
+    mean: estimated log residual. variance: for a prior variance of 1, at least 1e-4. sill: prior
+    variance estimated from the n neighbours' values, y' K^-1 y / n.
     """
 
     mean: Floats
@@ -150,14 +149,17 @@ class Kriged(NamedTuple):
 
     @classmethod
     def empty(cls, levels: int, queries: int) -> Kriged:
-        """Room for the answers of so many levels at so many queries."""
+        """Return uninitialised arrays for the results at `levels` levels and `queries` queries."""
         mean, variance, sill = (np.empty((levels, queries)) for _ in range(3))
         return cls(mean, variance, sill)
 
 
 @dataclass(frozen=True)
 class FieldKernels:
-    """One form of the loops. `name` is numba or numpy; `threads` share each of numba's."""
+    """One form of all loops.
+
+    name: numba or numpy. threads: number of threads that share a loop, 1 for numpy.
+    """
 
     name: str
     threads: int
@@ -179,10 +181,11 @@ class FieldKernels:
 
 @functools.cache
 def kernels(compiler: str = "auto", threads: int = 1) -> FieldKernels:
-    """The loops as asked: numba, numpy, or auto (numba where it is installed).
+    """Return the loops of a compiler: numba, numpy, or auto (numba if it is installed).
 
-    threads: that share a loop of numba; 0: as many as the machine has cores, up to 4. Raises
-    RuntimeError when numba is asked for and cannot be used.
+    threads: number of threads that share a loop of numba; 0: one for each core that the process may
+    use, at most 4. Raises ValueError for another compiler, and RuntimeError for numba if it cannot
+    be used.
     """
     if compiler not in COMPILERS:
         raise ValueError(f"the compiler {compiler!r} is unknown: use {', '.join(COMPILERS)}.")
@@ -215,7 +218,7 @@ def kernels(compiler: str = "auto", threads: int = 1) -> FieldKernels:
     return FieldKernels("numba", threads, *loops)
 
 
-# For each loop how far it counts, from its arguments, and how many of these are worth a thread.
+# For each loop: how many items it has, from its arguments, and how many items are worth a thread.
 _SHARES: tuple[tuple[Callable[..., int], int], ...] = (
     (lambda queries, *_: len(queries.feature), 256),
     (lambda query, *_: len(query), 4 * _BLOCK),
@@ -236,10 +239,11 @@ _SHARES: tuple[tuple[Callable[..., int], int], ...] = (
 
 @functools.cache
 def _compiled() -> tuple[Callable[..., None], ...]:
-    """The loops as machine code of numba, which must be there."""
+    """Return the loops as machine code of numba, which must be installed."""
     types = find_numba()[0].types
-    # The types are given, so all is compiled here and no frame ever waits for a compiler. Points
-    # hold no NaN and no infinity, so reassociation is the only effect of fastmath; images may.
+    # The types are given, so everything is compiled here and no frame waits for the compiler.
+    # Points contain no NaN and no infinity, so reassociation is the only effect of fastmath; images
+    # may contain both.
     of_points = [
         compiled(
             loop,
@@ -259,7 +263,7 @@ def _compiled() -> tuple[Callable[..., None], ...]:
 
 
 def _signatures(types: Any) -> dict[Callable[..., None], Any]:
-    """The loops and the types of their arguments (`types` is numba.types), contiguous arrays."""
+    """Return numba's signatures of the loops here, all arrays contiguous. types: numba.types."""
     real, whole = types.float64, types.int64
     vector, matrix = real[::1], real[:, ::1]
     indices, index_matrix, labels = whole[::1], whole[:, ::1], types.int32[::1]
@@ -295,13 +299,13 @@ def _nearest(
     begin: int,
     end: int,
 ) -> None:
-    """The k points nearest to every query in feature distance, among those around it.
+    """Find the k points nearest to every query in feature distance, among those around it.
 
-    Around a query means: the smallest square of cells about its own, at least 3 x 3, with
-    `candidates` points outside its hole. Another label adds label_gap to the squared feature
-    distance. Distances are compared as float32: those that only rounding tells apart are alike, and
-    the point that comes first counts. Written: neighbours of the queries from `begin` up to, not
-    with, `end`.
+    The points around a query are those in the smallest square of cells around its own, at least
+    3 x 3, that has `candidates` points outside the query's hole. Another label adds label_gap to
+    the squared feature distance. Distances are compared as float32, so that those which differ only
+    by rounding are equal; of equal ones the first point is taken. Writes the neighbours of the
+    queries begin:end.
     """
     query, query_label, query_cell = queries.feature, queries.label, queries.cell
     hole, shape = queries.hole, queries.shape
@@ -317,7 +321,7 @@ def _nearest(
         q6 = float(query_label[m])
         row = query_cell[m] // cell_cols
         col = query_cell[m] - row * cell_cols
-        # The square of cells, and with a hole the candidates in ascending order.
+        # Find the square of cells, and if there is a hole, the candidates in ascending order.
         size = ring = left = right = 0
         while ring < 1 or (size < candidates and (ring < cell_rows or ring < cell_cols)):
             ring += 1
@@ -360,11 +364,11 @@ def _nearest(
             distance[size + a] = np.float32(1e30)
         filled = min(k, size)
         if size <= _RANKED:
-            # The rank of a candidate is how many are nearer: nothing depends on what comes out.
+            # The rank of a candidate is the number of nearer ones: computed without branches.
             whole = (size + _FLOATS - 1) // _FLOATS * _FLOATS
             for a in range(whole):
                 rank[a] = 0
-            for b in range(0, size, 8):  # each sum waits for the one before: so in eights
+            for b in range(0, size, 8):  # eight at a time, as each sum needs the one before
                 b0, b1, b2, b3 = distance[b], distance[b + 1], distance[b + 2], distance[b + 3]
                 b4, b5, b6, b7 = distance[b + 4], distance[b + 5], distance[b + 6], distance[b + 7]
                 for a in range(whole):
@@ -375,7 +379,7 @@ def _nearest(
             total = 0
             for a in range(size):
                 total += rank[a]
-            if 2 * total != size * (size - 1):  # some are equal: the first of these is the nearest
+            if 2 * total != size * (size - 1):  # some are equal: the first of these gets ahead
                 for b in range(size):
                     for a in range(b + 1, size):
                         rank[a] += np.int32(distance[a] == distance[b])
@@ -398,7 +402,7 @@ def _nearest(
 def nearest_numpy(
     queries: Queries, points: Points, candidates: int, label_gap: float, neighbours: Neighbours
 ) -> None:
-    """As :func:`_nearest`."""
+    """See :func:`_nearest`; for all queries."""
     query, query_label, query_cell = queries.feature, queries.label, queries.cell
     hole, shape = queries.hole, queries.shape
     point, label = points.feature, points.label
@@ -414,7 +418,7 @@ def nearest_numpy(
         position_square = d0 * d0 + d1 * d1
         measure = d0 * d0 * shape[0] + 2 * d0 * d1 * shape[1] + d1 * d1 * shape[2]
         allowed = ~(measure < hole[part, None])
-        # The ring of cells about the query's own in which a point lies.
+        # The ring of cells around the query's own in which each point lies.
         ring = np.maximum(
             np.abs(rows[None, :] - (cell // cell_cols)[:, None]),
             np.abs(cols[None, :] - (cell % cell_cols)[:, None]),
@@ -452,11 +456,10 @@ def _krige(
     begin: int,
     end: int,
 ) -> None:
-    """Simple kriging of observations at queries (M, F) from their neighbours. Written: kriged, of
-    the queries from `begin` up to, not with, `end`.
+    """Krige observations at queries (M, F) from their neighbours, by simple kriging.
 
-    The diagonal of the matrix is 1 + nugget level * noise + extra_nugget, for each of the levels
-    (G,).
+    The diagonal of the matrix is 1 + level * noise + extra_nugget, for each nugget level (G,).
+    Writes `kriged` of the queries begin:end.
     """
     index, square = neighbours.indices, neighbours.square
     point, label = points.feature, points.label
@@ -480,7 +483,7 @@ def _krige(
         size = min(_BLOCK, end - first)
         for m in range(size):
             for a in range(k):
-                # A missing neighbour is an independent one that says nothing.
+                # A missing neighbour becomes an uncorrelated one with the value 0: no effect.
                 p = max(index[first + m, a], 0)
                 present = 1.0 if index[first + m, a] >= 0 else 0.0
                 for c in range(6):
@@ -525,7 +528,7 @@ def _krige(
                         left[1, m] -= matrix[a, c, m] * weight[c, m]
                         left[2, m] -= matrix[a, c, m] * white[c, m]
                 for m in range(size):
-                    # The diagonal holds its inverse: everything is divided by it.
+                    # The inverse of the diagonal is stored, because it is only divided by.
                     inverse = 1.0 / math.sqrt(max(left[0, m], 1e-9))
                     matrix[a, a, m] = inverse
                     weight[a, m] = left[1, m] * inverse
@@ -551,7 +554,7 @@ def krige_numpy(
     correlation: Correlation,
     kriged: Kriged,
 ) -> None:
-    """As :func:`_krige`: M queries from N points, written (G, M)."""
+    """See :func:`_krige`; for all M queries, from N points, results (G, M)."""
     index, square = neighbours
     point, label = points.feature, points.label
     value, noise, extra_nugget = observations
@@ -569,7 +572,7 @@ def krige_numpy(
             square[part], ((x[:, :, :2] - query[part, None, :2]) ** 2).sum(axis=2)
         )
         y = value[chosen]
-        # A missing neighbour becomes an independent one that says nothing.
+        # A missing neighbour becomes an uncorrelated one with the value 0: no effect.
         alike[missing[:, :, None] | missing[:, None, :]] = 0.0
         towards[missing], y[missing] = 0.0, 0.0
         count = np.maximum(k - missing.sum(axis=1), 1)
@@ -598,12 +601,12 @@ def _agree(
     begin: int,
     end: int,
 ) -> None:
-    """How likely each point's value is if one of its neighbours is right about it.
+    """Compute the density of each point's value, predicted by single neighbours.
 
-    A mixture over the neighbours of Student's densities (3 degrees of freedom) of the difference of
-    values (N,), in units of scale sqrt(2 (1 - correlation) + 2 nugget); the weights are the squared
-    correlation times the trust in the neighbour, 1 - outlier_probability (N,). Written: density
-    (N,), from `begin` up to, not with, `end`.
+    It is a mixture, over the neighbours, of Student's densities (3 degrees of freedom) of the
+    difference of two values (N,) in units of scale sqrt(2 (1 - correlation) + 2 nugget). The
+    weights are the squared correlation times the trust in the neighbour, 1 - outlier_probability
+    (N,). Writes density (N,) of the points begin:end.
     """
     index, square, f = neighbours.indices, neighbours.square, points.columns
     long_weight, long_scale = correlation.long_weight, correlation.long_scale
@@ -637,7 +640,7 @@ def agree_numpy(
     correlation: Correlation,
     density: Floats,
 ) -> None:
-    """As :func:`_agree`, for N points (N,)."""
+    """See :func:`_agree`; for all points (N,)."""
     index, square = neighbours
     point = points.feature
     chosen = np.maximum(index, 0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lattices of cells that divide an image, and maps on them enlarged, reduced and sampled."""
+"""Lattices of cells that divide an image; resizing and sampling of maps on them."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Map = NDArray[np.float32]
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
-REFERENCE_PX = 640.0  # sizes in pixels are for an image whose larger side is this long
+REFERENCE_PX = 640.0  # larger side of the image for which sizes in pixels are given
 
 
 @dataclass(frozen=True)
 class Lattice:
-    """Cells that divide an image evenly, so that a mirrored image has the mirrored lattice.
+    """Cells that divide an image evenly; the lattice of a mirrored image is the mirrored lattice.
 
     shape: (h, w) cells. image: (H, W) pixels.
     """
@@ -30,12 +30,12 @@ class Lattice:
 
     @classmethod
     def of(cls, image: tuple[int, int], cell_px: float) -> Lattice:
-        """The lattice of an (H, W) image whose cells are about `cell_px` wide, 2 x 2 at least."""
+        """Return the lattice of an (H, W) image with cells about `cell_px` wide, at least 2 x 2."""
         return cls((max(2, round(image[0] / cell_px)), max(2, round(image[1] / cell_px))), image)
 
     @property
     def size(self) -> tuple[int, int]:
-        """(width, height) in cells, as OpenCV wants it."""
+        """(width, height) in cells, in OpenCV's order."""
         return self.shape[1], self.shape[0]
 
     @property
@@ -44,7 +44,7 @@ class Lattice:
         return self.image[1] / self.shape[1]
 
     def coordinates(self, rows: NDArray[Any], cols: NDArray[Any]) -> tuple[Floats, Floats]:
-        """Rows and columns on the lattice of pixels (n,), whole numbers in the middle of cells."""
+        """Return rows and columns on the lattice of pixels (n,); cell centres are whole numbers."""
         (height, width), (lattice_height, lattice_width) = self.image, self.shape
         return (
             (rows + 0.5) * (lattice_height / height) - 0.5,
@@ -52,16 +52,16 @@ class Lattice:
         )
 
     def cell(self, rows: NDArray[Any], cols: NDArray[Any]) -> Integers:
-        """Number of the cell, row by row, in which each pixel (n,) lies."""
+        """Return the number of the cell, counted row by row, in which each pixel (n,) lies."""
         row, col = self.coordinates(rows, cols)
         return np.asarray(rounded(row) * self.shape[1] + rounded(col), np.int64)
 
     def centres(self) -> tuple[Floats, Floats]:
-        """Rows and columns in pixels of the middles of all cells, each (cells,), read only."""
+        """Return rows and columns in px of the centres of all cells, (cells,) each, read-only."""
         return _centres(self)
 
 
-@functools.lru_cache(maxsize=16)  # of the sizes of images that a process sees
+@functools.lru_cache(maxsize=16)  # a process sees few image sizes
 def _centres(lattice: Lattice) -> tuple[Floats, Floats]:
     (height, width), (lattice_height, lattice_width) = lattice.image, lattice.shape
     rows = (np.arange(lattice_height) + 0.5) * (height / lattice_height) - 0.5
@@ -72,19 +72,22 @@ def _centres(lattice: Lattice) -> tuple[Floats, Floats]:
 
 
 def rounded(coordinate: Floats) -> Integers:
-    """(n,) row or column of the cell in which a coordinate (n,), not below -0.5, lies."""
+    """Return the row or column (n,) of the cell that contains each coordinate (n,) >= -0.5."""
     return (coordinate + 0.5).astype(np.int64)
 
 
 def resized(image: Map, size: tuple[int, int]) -> Map:
-    """A map at another (width, height), linear between the middles of its cells."""
+    """Resize a map to (width, height), with linear interpolation between its cell centres."""
     return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_LINEAR), np.float32)
 
 
 def sample(image: Map, rows: Floats, cols: Floats) -> Floats:
-    """Bilinear values (n,) of an (h, w) map at coordinates (n,); the border is continued."""
+    """Return bilinear values (n,) of an (h, w) map, h, w >= 2, at coordinates (n,).
+
+    Coordinates beyond the outermost cell centres get the value at the border.
+    """
     height, width = image.shape
-    r = np.minimum(np.maximum(rows, 0), height - 1)  # in less time than by np.clip
+    r = np.minimum(np.maximum(rows, 0), height - 1)  # faster than np.clip
     c = np.minimum(np.maximum(cols, 0), width - 1)
     i = np.minimum(r.astype(np.int64), height - 2)
     j = np.minimum(c.astype(np.int64), width - 2)

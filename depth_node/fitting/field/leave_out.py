@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Points predicted without themselves: the nugget is chosen by them, detail and interval later.
+"""Left-out points: their errors choose the nugget here, and detail and interval later.
 
-A pixel of the image lies farther from its nearest point than the points of a scan line lie from
-each other. So points are left out with all that lie nearer than a pixel's nearest point (a hole).
+A pixel of the image is farther from its nearest point than the points of a scan line are from each
+other. Therefore a point is left out together with all points that are nearer to it than a pixel's
+nearest point is to the pixel (a hole).
 """
 
 from __future__ import annotations
@@ -19,22 +20,22 @@ from depth_node.fitting.field.lattice import Floats, Integers, Map, rounded
 from depth_node.fitting.field.outliers import outlier_nugget
 
 VALIDATION_POINTS = 256
-TRIM = 0.97  # weight of the smallest errors, of which the mean judges a nugget
-MATCH_SLACK = 1.3  # a hole up to this times the own distance is not needed
-MAX_ELONGATION = 4.0  # of a hole
+TRIM = 0.97  # fraction of the weight, from the smallest errors, whose mean judges a nugget
+MATCH_SLACK = 1.3  # no hole is needed up to this times the distance of the nearest neighbour
+MAX_ELONGATION = 4.0  # ratio of the axes of a hole
 LINES = 2.0  # elongation from which points count as scan lines
 
 
 @dataclass(frozen=True)
 class LeaveOut:
-    """Up to VALIDATION_POINTS points, each predicted without itself and what lies too near.
+    """Up to VALIDATION_POINTS points, each predicted without itself and the points in its hole.
 
-    which: (m,) of the n points. neighbours: (m, k), by which each is predicted. mean, variance,
-    sill: (m,) of kriging with the chosen nugget. weight: (m,) trust in the point itself. far_px:
-    (h, w) distance of the grid's cells from the nearest point, pixels; usual_far_px: its median.
-    distance: (m,) from which
-    each is predicted, in features 0 and 1. points: n. spacing: of evenly spread points, in features
-    0 and 1. hole: (m,) radius about each inside which no point may predict it; shape: (3,) of it.
+    which: (m,) indices among the n points. neighbours: (m, k), from which each is predicted. mean,
+    variance, sill: (m,) of kriging with the chosen nugget. weight: (m,) trust in the point itself.
+    far_px: (h, w) px, distance of the grid's cells from the nearest point; usual_far_px: its
+    median. distance: (m,) from which each is predicted, in units of features 0 and 1. points: n.
+    spacing: of n evenly spread points, in units of features 0 and 1. hole: (m,) radius around each
+    inside which no point may predict it; shape: (3,) of the hole, see Queries.
     """
 
     which: Integers
@@ -63,8 +64,8 @@ class LeaveOut:
     ) -> LeaveOut:
         """Predict points from at most `neighbours` others, with the nugget that does it best.
 
-        outlier: (n,) probability that a point is one. like: of the same points in other features,
-        whose holes and distances count again.
+        outlier: (n,) probability of being an outlier. like: left-out points of the same frame with
+        other features, whose holes and distances are reused.
         """
         count = len(features)
         tested = min(count, VALIDATION_POINTS)
@@ -110,7 +111,7 @@ class LeaveOut:
 
 
 def distance_px(features: FieldFeatures, kernels: FieldKernels) -> Map:
-    """(h, w) distance in pixels of the grid's cells from the nearest point."""
+    """Return the distance (h, w) in px of the grid's cells from the nearest point."""
     near: NDArray[np.uint8] = np.zeros(features.grid.shape, np.uint8)
     near[rounded(features.grid_row), rounded(features.grid_col)] = 1
     cells: Map = np.empty(near.shape, np.float32)
@@ -120,7 +121,10 @@ def distance_px(features: FieldFeatures, kernels: FieldKernels) -> Map:
 
 
 def _best_level(error: Floats, weight: Floats) -> int:
-    """The level with the least trimmed mean of errors (G, m) of points trusted by weight (m,)."""
+    """Return the index of the level with the least trimmed mean of errors (G, m).
+
+    weight: (m,) trust in the points; the trimmed fraction is one of their weight.
+    """
     order = np.argsort(error, axis=1)
     cumulative_weight = np.cumsum(weight[order], axis=1)
     counted = cumulative_weight <= TRIM * cumulative_weight[:, -1:]
@@ -130,7 +134,7 @@ def _best_level(error: Floats, weight: Floats) -> int:
 
 
 def _outside(queries: Queries, which: Integers, hole: Floats, shape: Floats) -> Queries:
-    """Those of the queries that are chosen, each with its hole (m,) of this shape (3,)."""
+    """Return the chosen queries, each with its hole (m,) of this shape (3,)."""
     return Queries(
         np.ascontiguousarray(queries.feature[which]),
         queries.label[which],
@@ -143,18 +147,20 @@ def _outside(queries: Queries, which: Integers, hole: Floats, shape: Floats) -> 
 def matched_hole(
     features: FieldFeatures, which: Integers, indices: Integers, far_px: Map
 ) -> tuple[Floats, Floats, Floats]:
-    """Radius (m,) about each point inside which no other may predict it, 0 where none is needed.
+    """Return the radius (m,) of each left-out point's hole, 0 if none is needed; shape; distance.
 
-    Also the hole's shape (3,), see Queries, and the distance (m,) from which each point is
-    predicted then (inf without neighbours); all in features 0 and 1. indices: (m, k) neighbours,
-    -1 none.
+    No point inside the hole may predict the left-out point. shape: (3,) of all holes, see Queries.
+    distance: (m,) from which each point is then predicted, inf without neighbours. All are in units
+    of features 0 and 1. indices: (m, k) neighbours, -1 for none. far_px: sorted distances of cells
+    from their nearest point, px.
 
-    The k-th closest of the points is predicted from the distance that the k-th closest of the
-    pixels without a point has, in ranks as fractions. Along a scan line the hole is longer, as
-    pixels between two lines have their nearest points across; so it also is needed where the next
-    point of the line is as near as that: along lines the depth of a floor hardly changes. Of
-    neighbours that are equally near in the image the first gives the direction: the nearest in all
-    features, which no order of the given points changes.
+    Points are matched to pixels without a point by rank: the point at a certain quantile of the
+    distances to the nearest neighbour is predicted from the distance at the same quantile of the
+    pixels. Along scan lines the hole is longer, because pixels between two lines have their nearest
+    points across the lines. For the same reason a hole is also needed where the next point of the
+    line is inside the longer hole: along lines the depth of a floor hardly changes. Of
+    neighbours that are equally near in the image the first gives the direction: it is the nearest
+    in all features, whatever the order of the given points.
     """
     row, col = features.points.columns[:2, : len(features)]
     d_row, d_col = row[which, None] - row[indices], col[which, None] - col[indices]
@@ -170,7 +176,8 @@ def matched_hole(
     form, elongation = circle, 1.0
     if len(towards):
         towards /= np.sqrt((towards**2).sum(axis=1, keepdims=True))
-        # The eigenvalues of their mean square, whose trace is 1, are (1 + unlike) / 2 and the rest.
+        # The eigenvalues of the mean outer product of these directions, whose trace is 1, are
+        # (1 + unlike) / 2 and (1 - unlike) / 2.
         rows, both = float(towards[:, 0] @ towards[:, 0]), float(towards[:, 0] @ towards[:, 1])
         rows, both = rows / len(towards), both / len(towards)
         unlike = math.hypot(2 * rows - 1, 2 * both)

@@ -1,22 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the residual field remembers from frame to frame.
+"""The memory of the residual field from frame to frame.
 
-The answers of single frames tremble: other points, other noise. Where the scene stands still the
-answers of several frames are averaged (in log depth, on the field's grid), as a Kalman filter with
-a bounded memory would. Old answers are moved with the camera when its pose is known. An old answer
-of n frames counts
+The results of single frames jitter, because points and noise differ. Where the scene is static the
+results of several frames are averaged (in log depth, on the field's grid), like a Kalman filter
+with bounded memory does. An old result is moved with the camera if its pose is known. An old result
+of n frames has the weight
 
-    w = min(memory, 1 / (1 + 1/n + (q / e)^2))
+    w = f L / (1 + L (q / e)^2),   L = min(memory, n / (n + 1)),   at most L
 
-with e the frame's own error and q by how much the old answer may be out of date in that cell:
+with e the frame's own error and q how outdated the old result is in that cell:
 
-- what still moves in the image (the camera without a pose, or with a wrong one; things of their
-  own) displaces the edges of the old answer,
-- the new points about the cell miss the old answer to one side.
+- what still moves in the image (because the camera's pose is unknown or wrong, or an object moves
+  by itself) displaces the edges of the old result,
+- the new points around the cell miss the old result to one side.
 
-It counts nothing where image or network changed altogether, and everywhere less by the fraction
-that predicts the points best that the frame's own answer is tested with: those left out. After a
-jump in time, a change of the image's size or a new scene it is forgotten.
+f is the fraction of all steps towards the old result that predicts the left-out points best. w is 0
+where the image or the network's values changed completely. After a jump in time, a change of the
+image's size or a new scene the old result is forgotten. docs/method.md has the details.
 """
 
 from __future__ import annotations
@@ -45,29 +45,28 @@ from depth_node.prediction import Prediction
 
 HALF = 2  # image, network and weights are remembered on every second cell of the grid
 NEW_SCENE = 0.6  # fraction of changed cells that makes a new scene
-CHANGED_COLOUR = 0.35  # of a correlation length of colour, after blurring
+CHANGED_COLOUR = 0.35  # in correlation lengths of colour, after blurring
 CHANGED_BASE = 0.08  # log of the network's map
-MIN_POINTS = 4  # that judge an old answer
-MAX_MEDIAN_POINTS = 2000  # more points estimate the median shift no better
-ROUNDED = 0.25  # cells by which an answer is out of place that was moved with the camera
-CHANGE_PER_CELL = 0.015  # log depth by which what moves one cell in the image may come nearer
-MOVING = 0.5  # cells of displacement that leave no doubt of a motion
-MOVING_FRACTION = 0.4  # of the image, that leaves no trust in the rest without evidence
-MIN_JUDGED_WEIGHT = 0.02  # of an old answer that a left-out point judges
-DOUBT = (
-    1.0  # standard errors by which left-out points are believed less, or more in one frame alone
-)
-LARGEST_STEP = 4.0  # towards the old answer, over the expected error: more is an edge out of place
-MAX_FRACTION = 1.5  # of the weights, where left-out points want more
-FAIR_DISTANCE = 0.5  # from an earlier point, over that of a left-out point from the others
+MIN_POINTS = 4  # fewer points do not judge an old result
+MAX_MEDIAN_POINTS = 2000  # more points do not estimate the median shift better
+ROUNDED = 0.25  # cells by which rounding displaces a result that was moved with the camera
+CHANGE_PER_CELL = 0.015  # change of log depth to expect of what moves by one cell in the image
+MOVING = 0.5  # cells of displacement that are certainly a motion
+MOVING_FRACTION = 0.4  # of the image: with more in motion, f is 0 without evidence
+MIN_JUDGED_WEIGHT = 0.02  # least weight of an old result that a left-out point judges
+DOUBT = 1.0  # standard errors by which f is lowered; f of a single frame is raised by as many
+LARGEST_STEP = 4.0  # towards the old result, over the expected error: more is a displaced edge
+MAX_FRACTION = 1.5  # maximum of f
+FAIR_DISTANCE = 0.5  # least distance from an earlier point, over that from the present ones
 MIN_ERROR = 1e-5  # log depth
 
 
 @dataclass(frozen=True)
 class Pose:
-    """Where the camera was. matrix: (3, 3) intrinsics of the undistorted image in pixels.
+    """The camera's pose and intrinsics.
 
-    T_world_camera: (4, 4), p_world = T p_camera, in any frame that stands still.
+    matrix: (3, 3) intrinsics of the undistorted image in pixels. T_world_camera: (4, 4), p_world =
+    T p_camera, in any frame fixed to the ground.
     """
 
     matrix: Floats
@@ -76,15 +75,15 @@ class Pose:
 
 @dataclass(frozen=True)
 class FieldAnswer:
-    """One frame's answer on the grid, for the memory.
+    """One frame's result on the grid, as input of the memory.
 
-    log_depth: (h, w) float32. values: (h/2, w/2) of the network; log_base makes log metres of such
-    a map with this frame's base. colour: (3, h/2, w/2) in correlation lengths. row, col, log_z,
-    trust: (n,) points on the grid and how far they are to be believed, 0 to 1. tested: (m,) of the
-    points that were left out in turn, miss: (m,) by how much their log depth was missed then.
-    distance_px: (m,) from which. error: median of the misses' size. expected: (h/2, w/2) median
-    errors of pixels. far_px: (h/2, w/2) distance from the nearest point. height, width: of the
-    image.
+    log_depth: (h, w) float32. values: (h/2, w/2) of the network; log_base converts such a map to
+    log metres with this frame's base. colour: (3, h/2, w/2) in correlation lengths. row, col: (n,)
+    coordinates of the points on the grid. log_z: (n,) log of their measured depth. trust: (n,) 0 to
+    1. tested: (m,) indices of the left-out points. miss: (m,) their log depth minus the one
+    predicted without them. distance_px: (m,) from which they were predicted. error: median of the
+    absolute left-out errors. expected: (h/2, w/2) median errors to expect of pixels. far_px:
+    (h/2, w/2) distance from the nearest point. height, width: of the image.
     """
 
     log_depth: Map
@@ -117,9 +116,9 @@ class FieldAnswer:
         spread: Spread,
         kernels: FieldKernels,
     ) -> FieldAnswer:
-        """The answer of a frame whose log depth on the grid is log_depth (h, w).
+        """Collect the result of a frame whose log depth on the grid is log_depth (h, w).
 
-        outlier: (n,) probability that a point is one.
+        outlier: (n,) probability that a point is an outlier.
         """
         usual = weighted_quantile(parameters.error / spread.points, left_out.weight, 0.5)
         expected = spread.nodes * usual
@@ -151,10 +150,10 @@ class FieldAnswer:
 @dataclass(frozen=True)
 class _Past:
     log_depth: Map
-    frames: Map  # (h/2, w/2) how many frames the answer is made of
-    values: Map | None  # None after a move: a network sees other values from another place
-    colour: Map  # made of the same frames as the answer
-    far_px: Map  # (h/2, w/2) from the last frame's nearest point
+    frames: Map  # (h/2, w/2) number of frames that were averaged
+    values: Map | None  # None after a move: a network gives other values from another place
+    colour: Map  # averaged over the same frames as log_depth
+    far_px: Map  # (h/2, w/2) distance from the nearest point of the last frame
     evidence: Evidence
     stamp_ns: int
     pose: Pose | None
@@ -169,23 +168,23 @@ class FieldState:
         self._stamp_ns = 0
         self._pose: Pose | None = None
         self.resets = 0
-        self.old_weight = 0.0  # of the old answer in the last one, mean over the image
+        self.old_weight = 0.0  # mean weight of the old result in the last frame's
 
     def reset(self) -> None:
         """Forget everything."""
         self._past = None
 
     def at(self, stamp_ns: int, pose: Pose | None = None) -> None:
-        """Announce the next frame: its time and, where known, the camera's pose."""
+        """Announce the next frame: its time and, if known, the camera's pose."""
         self._stamp_ns = stamp_ns
         self._pose = pose
 
     def details(self) -> dict[str, Any]:
-        """The memory's part in the last answer, for an operator."""
+        """Return the weight of the memory in the last result, for an operator."""
         return {"remembered": self.old_weight, "resets": self.resets}
 
     def blend(self, answer: FieldAnswer, config: TemporalConfig, kernels: FieldKernels) -> Map:
-        """(h, w) log depth of the frame averaged with the remembered one; is remembered itself."""
+        """Return the frame's log depth (h, w) averaged with the remembered one, and remember it."""
         past, changed = self._usable_past(answer, config)
         blended, colour, evidence = answer.log_depth, answer.colour, Evidence()
         frames: Map = np.ones(colour.shape[1:], np.float32)
@@ -222,7 +221,10 @@ class FieldState:
     def _usable_past(
         self, answer: FieldAnswer, config: TemporalConfig
     ) -> tuple[_Past | None, NDArray[np.bool_]]:
-        """The past moved to the new pose, or None for a new beginning; where it changed."""
+        """Return the past moved to the new pose, None if it is to be forgotten, and changed cells.
+
+        The changed cells are (h/2, w/2) bool, or (0, 0) without a past.
+        """
         past = self._past
         nothing: NDArray[np.bool_] = np.zeros((0, 0), bool)
         if past is None or not config.enabled or config.memory == 0:
@@ -243,7 +245,11 @@ class FieldState:
 
 @dataclass(frozen=True)
 class _Belief:
-    """shift: to add to the old log depth. weight: (h/2, w/2) of it in the new answer."""
+    """How the old result is used.
+
+    shift: to add to the old log depth. weight: (h/2, w/2) of it in the new result. evidence: of
+    the left-out points of this and earlier frames.
+    """
 
     shift: np.float32
     weight: Map
@@ -251,33 +257,34 @@ class _Belief:
 
 
 def _reduced(plane: Map, size: tuple[int, int]) -> Map:
-    """A map at a smaller (width, height), averaged."""
+    """Return a map averaged to a smaller (width, height)."""
     return np.asarray(cv2.resize(plane, size, interpolation=cv2.INTER_AREA), np.float32)
 
 
 def _every_second(plane: Map, size: tuple[int, int]) -> Map:
-    """Every second cell of a map, at most (width, height) of them."""
+    """Return every second cell of a map, at most (width, height) of them."""
     return np.ascontiguousarray(plane[: HALF * size[1] : HALF, : HALF * size[0] : HALF])
 
 
 def _changed(past: _Past, answer: FieldAnswer) -> NDArray[np.bool_]:
-    """(h/2, w/2) cells whose colour or base changed more than noise would."""
+    """Return the cells (h/2, w/2) whose colour or base changed by more than noise."""
     step = past.colour - answer.colour
     step *= step
     changed = ~(cv2.blur(step[0] + step[1] + step[2], (3, 3)) < CHANGED_COLOUR**2)
     if past.values is not None:
         step = answer.log_base(past.values) - answer.log_base(answer.values)
-        step -= np.float32(median(step[2::5, 2::5]))  # another scale alone is no change
+        step -= np.float32(median(step[2::5, 2::5]))  # a change of scale alone does not count
         changed |= ~(np.abs(step) < CHANGED_BASE)
     return changed
 
 
 @dataclass(frozen=True)
 class _Judges:
-    """Left-out points (n,), which judge the old answer.
+    """Left-out points (n,) that judge the old result.
 
-    rows, cols: of a map of half the size. miss: from the log depth of the answer without them to
-    the point. step: from it to the old answer. distance_px: to the nearest point of the others.
+    rows, cols: cells of a map of half the size. miss: log depth of the point minus the one
+    predicted without it. step: log depth of the old result minus the one predicted without the
+    point. distance_px: from which the point was predicted.
     """
 
     rows: Integers
@@ -295,10 +302,10 @@ class _Judges:
         rows: Integers,
         cols: Integers,
     ) -> _Judges:
-        """Those of the points at which the old answer is known.
+        """Return the left-out points that can be compared with the old result.
 
-        Of all points: old_miss, from the old answer's log depth to the point; comparable, whether
-        it is known; rows, cols as above.
+        Of all points of the frame are given: old_miss, log depth of the point minus the old
+        result's; comparable, whether that is known and the point is trusted; rows, cols as above.
         """
         usable = comparable[answer.tested]
         tested, miss = answer.tested[usable], answer.miss[usable]
@@ -308,10 +315,10 @@ class _Judges:
         return cls(rows, cols, miss, step, answer.distance_px[usable])
 
     def evidence(self, past: _Past, weight: Map) -> Evidence:
-        """What they say of the old answer with a weight (h/2, w/2)."""
+        """Return their evidence on the old result with a weight (h/2, w/2)."""
         believed = weight[self.rows, self.cols]
         judged = believed > MIN_JUDGED_WEIGHT
-        # Where the last frame had a point too, the old answer is better than at the pixels between.
+        # Near points of the last frame, the old result is better than at the pixels between them.
         judged &= past.far_px[self.rows, self.cols] >= FAIR_DISTANCE * self.distance_px
         return Evidence.of((self.step * believed)[judged], self.miss[judged])
 
@@ -323,7 +330,7 @@ def _belief(
     memory: float,
     kernels: FieldKernels,
 ) -> _Belief:
-    """How the old answer is to be used. changed: (h/2, w/2) where it is not."""
+    """Determine how the old result is used. changed: (h/2, w/2) cells where it is not."""
     height, width = past.log_depth.shape
     rows = np.clip(rounded(answer.row), 0, height - 1)
     cols = np.clip(rounded(answer.col), 0, width - 1)
@@ -334,14 +341,15 @@ def _belief(
     still = miss[comparable & ~changed[half_rows, half_cols]]
     if len(still) < MIN_POINTS:
         return _Belief(np.float32(0), np.zeros(changed.shape, np.float32), Evidence())
-    # A camera that comes nearer shifts the whole map; the points show by how much.
+    # The motion of the camera towards the scene shifts the whole map; the points show by how much.
     some = still[:: 1 + len(still) // MAX_MEDIAN_POINTS]
     shift = median(some)
     spread = MAD_TO_STD * median(np.abs(some - shift))
     shift = math.copysign(max(abs(shift) - spread / math.sqrt(len(still)), 0.0), shift)
     miss -= shift
     judges = _Judges.of(answer, miss, comparable, half_rows, half_cols)
-    # By how much points are missed has their noise in it, by how much two answers differ has not.
+    # The misses contain the points' noise, the difference of old and new results does not. So the
+    # ratio of both corrects the expected error for the noise.
     noiseless = 1.0
     if len(judges.step):
         noiseless = min(median(np.abs(judges.step)) / max(answer.error, MIN_ERROR), 1.0)
@@ -364,7 +372,7 @@ def _belief(
     weight[changed] = 0
     now = judges.evidence(past, weight)
     evidence = past.evidence.and_then(now)
-    # Where much is seen to move, what seems to stand still is only too even to show it.
+    # If much of the image moves, the rest is probably only too uniform to show its motion.
     moving_fraction = float(np.minimum(moved, MOVING).mean()) / MOVING
     prior = max(1 - moving_fraction / MOVING_FRACTION, 0.0)
     fraction = min(evidence.fraction(prior, -DOUBT), now.fraction(prior, DOUBT))
@@ -374,7 +382,7 @@ def _belief(
 
 
 def _misplaced(past: _Past, answer: FieldAnswer, moved: Map) -> Map:
-    """(h/2, w/2) error of the old log depth from what moved by so many cells (h/2, w/2)."""
+    """Return the error (h/2, w/2) of the old log depth by displacements (h/2, w/2) in cells."""
     height, width = moved.shape
     half = slice(0, HALF * height, HALF), slice(0, HALF * width, HALF)
     old = past.log_depth[half]
@@ -391,10 +399,10 @@ def _misplaced(past: _Past, answer: FieldAnswer, moved: Map) -> Map:
 
 
 def _moved(past: _Past, pose: Pose, answer: FieldAnswer) -> _Past:
-    """The past as the camera sees it from its new pose; NaN where nothing is known.
+    """Return the past as seen from the camera's new pose, NaN where nothing is known.
 
-    Cells go forward to where their points appear, the nearest wins; the small gaps between cells
-    that moved apart are filled from their neighbours.
+    Each cell is moved forward to where its point appears, and the nearest one wins. Small gaps
+    between cells that moved apart are filled from their neighbours.
     """
     assert past.pose is not None
     height, width = past.log_depth.shape
@@ -456,10 +464,10 @@ def _moved_colour(
     place: tuple[Map, Map],
     shape: tuple[int, int],
 ) -> Map:
-    """(3, h/2, w/2) colour of the past from the new pose, NaN where nothing is known.
+    """Return the colour (3, h/2, w/2) of the past from the new pose, NaN where nothing is known.
 
-    source, target: cells of the grid (h, w) and where they appear, `first` those in front; place:
-    rows and columns of the targets before rounding.
+    source: cells of the grid (h, w). target: cells where they appear. first: those that nothing
+    hides. place: rows and columns of the targets before rounding.
     """
     height, width = shape
     maps = []
@@ -467,7 +475,8 @@ def _moved_colour(
         zip(np.divmod(source[first], width), np.divmod(target[first], width), strict=True)
     ):
         from_where: Map = np.full(height * width, np.nan, np.float32)
-        # The cell that is in the middle of the target came from so far beside its source.
+        # What appears exactly at the centre of the target cell was beside the centre of the source
+        # cell by the rounding error.
         from_where[target[first]] = come - (place[at][first] - arrive)
         whole = _filled(from_where.reshape(shape))
         maps.append(
@@ -490,7 +499,7 @@ def _moved_colour(
 
 
 def _filled(plane: Map) -> Map:
-    """A map (h, w) whose NaN cells with enough known neighbours have their mean."""
+    """Return a map (h, w) in which NaN cells with four or more known neighbours get their mean."""
     known = np.isfinite(plane)
     if known.all():
         return plane

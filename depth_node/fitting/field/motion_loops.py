@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""By how many cells an image moved, and new log depth drawn towards old where it did not.
+"""Loops of the memory: how far the image moved, and the average of new and old log depth.
 
-Both forms of each loop give the same numbers, as those of kernels.py do.
+Each loop has two forms, numba's and NumPy's, with the same results, as in kernels.py.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ import numpy as np
 
 from depth_node.fitting.field.lattice import Map
 
-NEAR, FAR = 2, 4  # cells about a place over which a displacement, and noise, are estimated
-# Noise changes from cell to cell. What moves changes smoothly, or at least along its edges: of four
-# directions the least second difference is noise.
+NEAR, FAR = 2, 4  # cells on each side from which displacement (near) and noise (far) are estimated
+# Noise differs from cell to cell. The change by a motion is smooth, at least along the object's
+# edges. Therefore the least of the second differences in four directions is noise.
 DIRECTIONS = np.array([(0, 1), (1, 0), (1, 1), (1, -1)])  # rows and columns of a step
 SECOND_DIFFERENCE_VARIANCE = 6.0  # of white noise of variance 1
-MIN_GRADIENT = 0.02  # correlation lengths of lightness a cell: less shows no displacement
-QUIET = 0.08  # cells of displacement that noise may show beyond that
+MIN_GRADIENT = 0.02  # correlation lengths of lightness per cell: less shows no displacement
+QUIET = 0.08  # cells of displacement that remaining noise may cause
 MAX_DISPLACEMENT = 3.0  # cells
-NOISE_GAIN = 8.0  # over white noise: the image is averaged, so that its noise is not quite white
+NOISE_GAIN = 8.0  # relative to white noise: the image is averaged, so its noise is not white
 
 _ROWS = 2 * FAR + 1
 _SHARE = np.float32(1 / (2 * NEAR + 1) ** 2)
@@ -35,13 +35,14 @@ def motion(
     begin: int,
     end: int,
 ) -> None:
-    """Cells by which what is seen in each cell of a map (h, w) moved: the root of the mean squared
-    change about it beyond its noise, over the mean squared gradient; where both are even, 0.
+    """Estimate by how many cells the content of each cell of a map (h, w) moved.
 
-    changed: new less old. light: new. Beyond the border all is mirrored; h and w are larger than
-    FAR. Written: rows `begin` up to, not with, `end` of moved.
+    It is the root of the mean squared change around the cell, minus that of noise, over the mean
+    squared gradient; 0 where the image is uniform. changed: new minus old lightness. light: new
+    lightness. Beyond the border the maps are mirrored; h and w must be larger than FAR. Writes rows
+    begin:end of moved.
 
-    What is needed of a row is summed along it and kept until the last row that needs it.
+    The sums along each row are kept until the last output row that needs them.
     """
     height, width = changed.shape
     kept = np.empty((_ROWS, 6, width), np.float32)  # four directions, change and gradient
@@ -87,7 +88,7 @@ def motion(
                 for j in range(width):
                     for k in range(FAR - NEAR):
                         kept[slot, d, j] += along[j + k] + along[j + _ROWS - 1 - k]
-        out = r - FAR  # all rows about it are known now
+        out = r - FAR  # the sums of all rows around it are known now
         if out < begin:
             continue
         for j in range(width):
@@ -110,7 +111,7 @@ def motion(
 
 
 def motion_numpy(changed: Map, light: Map, moved: Map) -> None:
-    """As :func:`motion`, of all rows of a map (h, w) of any size."""
+    """See :func:`motion`; of all rows of a map (h, w) of any size."""
     noise: Map = np.full(changed.shape, np.inf, np.float32)
     for down, right in DIRECTIONS:
         kernel: Map = np.zeros((3, 3), np.float32)
@@ -135,10 +136,10 @@ def motion_numpy(changed: Map, light: Map, moved: Map) -> None:
 
 def drawn(old: Map, new: Map, shift: np.float32, largest: Map, weight: Map, out: Map,
           begin: int, end: int) -> None:  # fmt: skip
-    """New log depth (h, w) drawn towards old, which is nearer by the factor exp(shift).
+    """Move new log depth (h, w) towards old log depth plus shift.
 
-    largest: (h, w) step, of which weight (h, w) is taken. Where old is NaN, the new one stays.
-    Written: rows `begin` up to, not with, `end` of out (h, w).
+    The difference is limited to ± largest (h, w) and multiplied by weight (h, w), 0 to 1. Where old
+    is NaN, the new log depth stays. Writes rows begin:end of out (h, w).
     """
     for i in range(begin, end):
         for j in range(old.shape[1]):
@@ -148,7 +149,7 @@ def drawn(old: Map, new: Map, shift: np.float32, largest: Map, weight: Map, out:
 
 
 def drawn_numpy(old: Map, new: Map, shift: np.float32, largest: Map, weight: Map, out: Map) -> None:
-    """As :func:`drawn`, of all rows (h, w)."""
+    """See :func:`drawn`; of all rows (h, w)."""
     step = old + shift
     step -= new
     np.minimum(step, largest, out=step)
@@ -158,7 +159,7 @@ def drawn_numpy(old: Map, new: Map, shift: np.float32, largest: Map, weight: Map
 
 
 def signatures(types: Any) -> dict[Any, Any]:
-    """The loops and the types of its arguments (`types` is numba.types), contiguous arrays."""
+    """Return numba's signatures of the loops, all arrays contiguous. types: numba.types."""
     plane, whole = types.float32[:, ::1], types.int64
     maps = plane, plane, plane
     return {

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Outliers: points that neither kriging nor any single neighbour explains.
 
-Honest deviations are Student-t with 3 degrees of freedom, those of outliers uniform in log depth.
+Deviations of inliers are Student-t with 3 degrees of freedom, those of outliers uniform in log
+depth.
 """
 
 from __future__ import annotations
@@ -14,26 +15,27 @@ from depth_node.fitting.field.lattice import Floats
 from depth_node.fitting.field.settings import FieldAblation
 from depth_node.fitting.robust import weighted_quantile
 
-MIN_JUDGED_POINTS = 4  # fewer points do not judge each other
+MIN_JUDGED_POINTS = 4  # with fewer points none can be found to be wrong
 PRIOR_PROBABILITY = 0.02
-PRIOR_POINTS = 10.0  # that the prior probability counts as
+PRIOR_POINTS = 10.0  # the prior probability counts as much as so many points
 OUTLIER_DENSITY = 0.8  # per unit of log depth; 0.6: evenly between 0.4 and 2 times the true range
 STUDENT_MEDIAN = 0.765  # median of |t_3|
-NUGGET = NUGGETS[1]  # that outliers are judged with
+NUGGET = NUGGETS[1]  # nugget with which outliers are found
 AGREEMENT_WEIGHT = 0.4  # of single neighbours in the likelihood; the rest is kriging's
-MANY_POINTS = 2000  # from here on single neighbours alone show outliers well enough
-FEW_POINT_NEIGHBOURS, MANY_POINT_NEIGHBOURS = 8, 5  # that judge a point, below MANY_POINTS and not
-OUTLIER_NUGGET = 0.4  # added per odds of being an outlier
+MANY_POINTS = 2000  # from so many on, single neighbours alone are enough to find outliers
+# Neighbours by which a point is judged, with fewer than MANY_POINTS, and with more.
+FEW_POINT_NEIGHBOURS, MANY_POINT_NEIGHBOURS = 8, 5
+OUTLIER_NUGGET = 0.4  # nugget added, times the odds of being an outlier
 
 
 def outlier_probability(
     features: FieldFeatures, kernels: FieldKernels, ablation: FieldAblation
 ) -> Floats:
-    """(n,) probability that a point is an outlier.
+    """Return the probability (n,) that a point is an outlier.
 
     A point is explained by kriging from its neighbours or by any single one of them (a point beyond
-    an edge of the scene agrees with those on its side). The overall probability of an outlier is
-    estimated along with it.
+    an edge of the scene agrees with those on its side). With MANY_POINTS or more, only by single
+    ones. The frame's fraction of outliers is estimated in the same iterations.
     """
     count = len(features)
     probability: Floats = np.zeros(count)
@@ -80,7 +82,7 @@ def outlier_probability(
 
 
 def _deviation_from_closest(features: FieldFeatures, neighbours: Neighbours) -> Floats:
-    """(n,) deviation of each point from its closest neighbour, in expected standard deviations."""
+    """Return each point's deviation (n,) from its closest neighbour, in expected deviations."""
     closest = neighbours.indices[:, 0]
     row, col = features.points.columns[:2, : len(closest)]
     d_row, d_col = row - row[closest], col - col[closest]
@@ -92,6 +94,6 @@ def _deviation_from_closest(features: FieldFeatures, neighbours: Neighbours) -> 
 
 
 def outlier_nugget(probability: Floats) -> Floats:
-    """Extra nugget (n,) of points from their probability (n,) of being an outlier."""
+    """Return the extra nugget (n,) of points with this probability (n,) of being an outlier."""
     result: Floats = OUTLIER_NUGGET * probability / np.maximum(1 - probability, 1e-3)
     return result

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The measured points of a frame: those at one pixel made one, ordered by cells of the image."""
+"""The measured points of a frame, merged to one per pixel and sorted by cells of the image."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from depth_node.fitting.field.lattice import Floats, Integers, Lattice
 from depth_node.geometry.sparse_depth import SparseDepth
 
 MIN_POINTS = 4  # with fewer points only a scale can be estimated
-POINTS_PER_CELL = 1.7  # on average; the nine cells about a node hold its candidates
+POINTS_PER_CELL = 1.7  # on average; the 3 x 3 cells around a node hold its candidate neighbours
 
 
 @dataclass(frozen=True)
 class MergedPoints:
-    """n points at different pixels, ordered by cell and pixel: their given order changes nothing.
+    """n points at different pixels, sorted by cell and pixel, whatever order they were given in.
 
     rows, cols: (n,) pixels. z: (n,) m. age_s: (n,) s. noise: (n,) declared standard deviation of
-    log z, 0: none. cell: (n,) of `cells`. start: (cells + 1,),
-    cell c holds points start[c] to start[c + 1].
+    log z, 0 if none is declared. cells: the lattice by which they are sorted. cell: (n,) number of
+    each point's cell. start: (cells + 1,), cell c holds the points start[c]:start[c + 1].
     """
 
     rows: Integers
@@ -38,10 +38,11 @@ class MergedPoints:
 
 
 def merge_points(points: SparseDepth, image: tuple[int, int]) -> tuple[MergedPoints, Integers]:
-    """Points with those at one pixel made one, and which of these each given one became, (N,).
+    """Merge the points of each pixel into one; return the n merged points, and indices (N,).
 
-    The newest of a pixel counts, of equally new ones the most exact, of these the mean log depth.
-    image: (H, W) that the N >= 1 points lie in.
+    The indices give the merged point of each given point. Of several points at a pixel the newest
+    counts, of equally new ones the one with the least declared noise; if several remain, their
+    mean log depth is taken. image: (H, W); all N >= 1 points lie inside it.
     """
     height, width = image
     rows, cols = points.rows, points.cols
@@ -51,7 +52,7 @@ def merge_points(points: SparseDepth, image: tuple[int, int]) -> tuple[MergedPoi
     cells = Lattice.of(image, math.sqrt(POINTS_PER_CELL) * spacing)
     cell = cells.cell(rows, cols)
     key = (cell * height + rows) * width + cols
-    # Where every pixel has one point, any order of equal keys will do, which is faster.
+    # If no two points share a pixel, no keys are equal and the faster unstable sort is enough.
     order = np.argsort(key, kind=None if len(key) == pixels else "stable")
     age, z = np.asarray(points.age_s, np.float64)[order], points.depth[order].astype(np.float64)
     noise: Floats = np.zeros(len(z))

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Refinement of the blended field by a small network: a convex mix of candidates in every cell.
 
-The network sees the maps of `refinement_maps`, all of them logarithms of ratios, colours or counts,
-so that a scene twice as large is refined alike. What it returns is added to the log depth, and is
-sum_k w_k (candidate_k - f) with weights w_k >= 0 that sum to 1: the answer cannot leave the range
-of the candidates, which are maps of the field itself, its extremes about a cell, and the nearest
-point. The network is trained on rendered scenes alone (`python -m training refine`).
+The network's inputs are the maps of `refinement_maps`. All of them are logarithms of ratios,
+colours or counts, so that the scale of the scene has no influence. Its output is added to the log
+depth f of the blended field; it is sum_k w_k (candidate_k - f) with weights w_k >= 0 that sum to 1.
+So the result cannot leave the range of the candidates: the field with and without the depth
+network, its base, the nearest point, and the extremes of f around a cell. The network is trained on
+rendered scenes only (`python -m training refine`).
 """
 
 from __future__ import annotations
@@ -21,22 +22,24 @@ from depth_node.fitting.field.blend import FieldEstimate
 from depth_node.fitting.field.kernels import FieldKernels
 from depth_node.fitting.field.lattice import Floats, Map, rounded
 
-MULTIPLE = 8  # of cells of the half grid: what a refiner's maps are padded to
+MULTIPLE = 8  # a refiner's maps are padded to multiples of so many cells of the half grid
 LIMIT = 1.0  # log depth by which a candidate may differ from the field
-DOUBTED = 0.5  # probability of being wrong from which a point is not shown
-NEAR_CELLS, FAR_CELLS = 5, 13  # windows of the extremes about a cell
-FINE_CELLS, COARSE_CELLS = 2.0, 8.0  # sigma of the blurs that the field's shape is told against
+DOUBTED = 0.5  # probability of being an outlier from which a point is left out of the inputs
+NEAR_CELLS, FAR_CELLS = 5, 13  # windows of the extremes around a cell
+# Sigmas of the blurs; the shape of the field is its difference from them.
+FINE_CELLS, COARSE_CELLS = 2.0, 8.0
 CANDIDATES = ("without network", "with network", "nearest point", "base",
               "near low", "near high", "far low", "far high")  # fmt: skip
 WHOLE = (*CANDIDATES, "fine shape", "point")  # four numbers per cell of the half grid
 HALF = ("coarse shape", "lightness", "a", "b", "distance", "spacings", "error",
         "error without network")  # fmt: skip
 CHANNELS = 4 * len(WHOLE) + len(HALF)
-FIRST_ERROR, ERROR_SCALE = 4.0, 2.0  # (log error + first) / scale is about -1 to 1
+FIRST_ERROR, ERROR_SCALE = 4.0, 2.0  # (log error + FIRST_ERROR) / ERROR_SCALE is about -1 to 1
 
 Refiner = Callable[[Map], Map]
-"""(CHANNELS, h, w) -> (4, h, w) added to log depth; h and w are multiples of MULTIPLE. A cell of
-the half grid has its four cells of the grid row by row: channel 4 k + 2 (row % 2) + column % 2."""
+"""Function of (CHANNELS, h, w) that returns (4, h, w), to add to log depth; h and w are multiples
+of MULTIPLE. A cell of the half grid contains four cells of the grid, row by row: channel
+4 k + 2 (row % 2) + column % 2."""
 
 
 def refined(
@@ -47,7 +50,11 @@ def refined(
     refiner: Refiner,
     kernels: FieldKernels,
 ) -> FieldEstimate:
-    """The blended field, refined. field, bare: with and without the network; outlier: (n,)."""
+    """Refine the blended field.
+
+    field, bare: the fields with and without the depth network. outlier: (n,) probability that a
+    point is wrong.
+    """
     change = in_rows(refiner(refinement_maps(blend, field, bare, outlier, kernels)))
     height, width = blend.log_depth.shape
     log_depth = blend.log_depth + change[:height, :width]
@@ -55,14 +62,14 @@ def refined(
 
 
 def in_fours(values: Map) -> Map:
-    """(2 h, 2 w) -> (4, h, w)."""
+    """Reshape (2 h, 2 w) to (4, h, w): the four cells of each 2 x 2 become channels."""
     height, width = values.shape[0] // 2, values.shape[1] // 2
     split = values.reshape(height, 2, width, 2)
     return split.transpose(1, 3, 0, 2).reshape(4, height, width)
 
 
 def in_rows(fours: Map) -> Map:
-    """(4, h, w) -> (2 h, 2 w)."""
+    """Reshape (4, h, w) to (2 h, 2 w): the inverse of in_fours."""
     _, height, width = fours.shape
     split = fours.reshape(2, 2, height, width)
     return split.transpose(2, 0, 3, 1).reshape(2 * height, 2 * width)
@@ -75,10 +82,10 @@ def refinement_maps(
     outlier: Floats,
     kernels: FieldKernels,
 ) -> Map:
-    """What a refiner sees, (C, h, w) with C = CHANNELS, on cells twice as large as the grid's.
+    """Compute the refiner's inputs (C, h, w), C = CHANNELS, on cells twice as large as the grid's.
 
-    The first 4 len(CANDIDATES) are the candidates less the blended field. outlier: (n,) probability
-    that a point is wrong.
+    The first 4 len(CANDIDATES) channels are the candidates minus the blended field. outlier: (n,)
+    probability that a point is wrong.
     """
     features, f = blend.features, blend.log_depth
     shape = features.grid.shape
@@ -121,7 +128,7 @@ def _padded(values: Any, pad: list[tuple[int, int]]) -> Map:
 
 
 def _level(estimate: FieldEstimate) -> Floats:
-    """(M,) log of the error that is to be expected at the nodes, about -1 to 1."""
+    """Return the log of the expected error at the nodes (M,), scaled to about -1 to 1."""
     spread = estimate.spread
     expected = spread.nodes * (estimate.detail.mean_error / spread.points.mean())
     level: Floats = (np.log(np.clip(expected, 1e-4, 1)) + FIRST_ERROR) / ERROR_SCALE

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the refining network sees, made of maps of the grid: nearest points, and cells in fours.
+"""Loops for the inputs of the refining network: the nearest point of each cell, and differences.
 
-Both forms of each loop give the same numbers, as those of kernels.py do.
+Each loop has two forms, numba's and NumPy's, with the same results, as in kernels.py.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from depth_node.fitting.field.lattice import Integers, Map
 
-# Lengths of a step along a row or column, along a diagonal, and as a knight's move, as OpenCV has
-# them (G. Borgefors, Distance transformations in digital images, 1986), in 1 / 65536 cells.
+# Lengths of a step along a row or column, a diagonal step, and a knight's move, in 1 / 65536 cells,
+# as in OpenCV (G. Borgefors, Distance transformations in digital images, 1986).
 _ONE = 65536
 _STRAIGHT, _DIAGONAL, _LONG = _ONE, round(1.4 * _ONE), round(2.1969 * _ONE)
 _FAR = 1 << 28
@@ -30,12 +30,13 @@ def nearest_point(
     begin: int,
     end: int,
 ) -> None:
-    """Value of the nearest of n points to every cell of a grid (h, w), and its distance in cells.
+    """Find the value of the point nearest to every cell of a grid (h, w), and its distance.
 
     rows, cols: (n,) cell of each point; of several in one cell the last counts. values: (n,).
-    Written: nearest and cells (h, w); without points 0 and far. As OpenCV's
-    distanceTransformWithLabels with a mask of 5 x 5. Rows wait for each other, so that this loop is
-    not shared.
+    Writes nearest (h, w), the value, and cells (h, w), the distance in cells; without points they
+    are 0 and 4096. The distances are those of OpenCV's distanceTransformWithLabels with a 5 x 5
+    mask. Each row needs the ones before, so threads cannot share this loop; begin and end are not
+    used.
     """
     height, width = nearest.shape
     steps = np.full((height + 4, width + 4), np.int32(_FAR), np.int32)
@@ -44,7 +45,8 @@ def nearest_point(
     straight, diagonal, long = np.int32(_STRAIGHT), np.int32(_DIAGONAL), np.int32(_LONG)
     for n in range(len(rows)):
         steps[rows[n] + 2, cols[n] + 2], point[rows[n] + 2, cols[n] + 2] = 0, n
-    # Along a row only the least waits for its neighbour: what the way costs is taken off before.
+    # The cost of the way along the row is subtracted first: then a running minimum is all that
+    # depends on the cell before.
     for i in range(2, height + 2):
         two, one = i - 2, i - 1
         for j in range(width):
@@ -120,7 +122,7 @@ def nearest_point(
 def nearest_point_numpy(
     rows: Integers, cols: Integers, values: Map, nearest: Map, cells: Map
 ) -> None:
-    """As :func:`nearest_point`, of a grid (h, w)."""
+    """See :func:`nearest_point`; of a grid (h, w), with at least one point."""
     empty: NDArray[np.uint8] = np.ones(nearest.shape, np.uint8)
     empty[rows, cols] = 0
     cells[:], label = cv2.distanceTransformWithLabels(
@@ -134,10 +136,10 @@ def nearest_point_numpy(
 def differences(
     plane: Map, less: Map, limit: np.float32, out: NDArray[np.float32], begin: int, end: int
 ) -> None:
-    """Difference of two maps (h, w), within -limit to limit, the cells of 2 x 2 beside each other.
+    """Compute plane minus less, (h, w) each, limited to ± limit; 2 x 2 cells become channels.
 
-    Beyond the last row and column these are continued. Written: rows `begin` up to, not with, `end`
-    of out (4, H, W), H and W at least half of h and w.
+    Beyond the last row and column these are repeated. Writes rows begin:end of out (4, H, W), H and
+    W at least half of h and w.
     """
     height, width = plane.shape
     pairs = width // 2
@@ -157,7 +159,7 @@ def differences(
 
 
 def differences_numpy(plane: Map, less: Map, limit: np.float32, out: NDArray[np.float32]) -> None:
-    """As :func:`differences`, of all rows of out (4, H, W)."""
+    """See :func:`differences`; of all rows of out (4, H, W)."""
     _, height, width = out.shape
     more = (2 * height - plane.shape[0], 2 * width - plane.shape[1])
     values = np.pad(plane - less, [(0, rows) for rows in more], "edge")
@@ -166,7 +168,7 @@ def differences_numpy(plane: Map, less: Map, limit: np.float32, out: NDArray[np.
 
 
 def signatures(types: Any) -> dict[Any, Any]:
-    """The loops and the types of their arguments (`types` is numba.types), contiguous arrays."""
+    """Return numba's signatures of the loops, all arrays contiguous. types: numba.types."""
     real, whole = types.float32, types.int64
     grid = real[:, ::1]
     return {

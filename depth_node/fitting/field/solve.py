@@ -4,15 +4,15 @@
     depth = B exp(m + U + C)
 
 B    base: a robust line from the network's declared space (depth, disparity or log depth) to metres
-m    median log residual of the points, y = log z - log B - m is what is left
-U    local kriging of y on a coarse lattice of nodes, in features of position, log B, colour, region
-C    detail: what is left at the points after U, handed to the cells about them that look alike
+m    median of the points' log residual; y = log z - log B - m is kriged
+U    local kriging of y on a coarse lattice of nodes, in features of position, log B and colour
+C    detail: the residuals at the points after U, spread to similar cells around them
 
-How far noise is smoothed and how strongly the details count is chosen in each frame by leaving
-points out, at the distances at which the image's pixels lie from their nearest point; the same
-left-out errors calibrate the interval. Outliers are points that no neighbour agrees with.
-docs/method.md explains it. The constants stand beside their step; they were chosen with one source
-of frames left out at a time (docs/benchmarks_field.md).
+The amount of smoothing and the weight of the details are chosen in each frame from left-out points,
+which are predicted from distances like those of the image's pixels from their nearest point; the
+same left-out errors calibrate the interval. Outliers are points that no neighbour agrees with.
+docs/method.md explains the method. The constants are in the file of their step; they were chosen
+with one source of frames left out at a time (docs/benchmarks_field.md).
 """
 
 from __future__ import annotations
@@ -49,10 +49,11 @@ from depth_node.prediction import Prediction
 
 @dataclass(frozen=True)
 class Field:
-    """The answer for a frame with n measured points.
+    """The result for a frame with n measured points.
 
-    depth: (H, W) float32 m. std: (H, W) float32 m, depth ± 1.96 std is the 95 % interval, NaN
-    unknown. outlier: (n,) probability that a point is wrong. details: what an operator may ask for.
+    depth: (H, W) float32 m, NaN where the network gave no value. std: (H, W) float32 m, depth ±
+    1.96 std is the 95 % interval, NaN unknown. outlier: (n,) probability that a point is wrong.
+    details: parameters and errors, by name, for an operator.
     """
 
     depth: Map
@@ -74,14 +75,13 @@ def solve(
     ablation: FieldAblation = WHOLE_METHOD,
     refiner: Refiner | None = None,
 ) -> Field:
-    """The field of a frame from n >= 1 points inside the image.
+    """Compute the field of a frame from n >= 1 points inside the image.
 
-    depth_range_m: within which the answer's depth is kept.
-    threads: that share the loops, 0: a few of the machine's.
-    refiner: network that refines the blend, None: it stays as it is.
-    labels: (H, W) regions or None, read by an ablation alone. image: (H, W, 3) uint8 RGB or None.
-    The network must have given a number at every point. state: of earlier frames, after its `at`
-    was called for this one. Raises RuntimeError where config.compiler is numba and cannot be used.
+    The network must have given a finite value at every point. labels: (H, W) regions or None, used
+    only by an ablation. image: (H, W, 3) uint8 RGB or None. state: memory of earlier frames, after
+    its `at` was called for this frame. depth_range_m: limits of the result's depth. threads: number
+    of threads that share the loops, 0: one per core, at most 4. refiner: network that refines the
+    blend, or None. Raises RuntimeError if config.compiler is numba and cannot be used.
     """
     measured, merged = merge_points(points, prediction.shape)
     loops = kernels(config.compiler, threads)
@@ -127,7 +127,11 @@ def _spread_residual(
     ablation: FieldAblation,
     like: LeaveOut | None = None,
 ) -> FieldEstimate:
-    """B exp(m + U + C). outlier: (n,) probability. like: the left-out points of other features."""
+    """Estimate log B + m + U + C on the grid.
+
+    outlier: (n,) probability of being an outlier. like: left-out points of the same frame with
+    other features, which are reused.
+    """
     neighbours = ablation.neighbours
     left_out = LeaveOut.of(features, outlier, neighbours, loops, like)
     nodes = features.krige_nodes(outlier_nugget(outlier), left_out.nugget, neighbours, loops)

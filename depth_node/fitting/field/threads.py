@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows or queries of a loop shared between a few threads.
+"""Distribution of the rows or queries of a loop over a few threads.
 
-numba's own parallel loops are not used: the threading layer that is always there (workqueue) ends
-the process where two threads call it at once, as the workers of two cameras do.
+numba's own parallel loops are not used: their only threading layer that is always installed
+(workqueue) ends the process if two threads call it at once, as the workers of two cameras do.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from typing import Any
 
 MAX_THREADS = 16
 USUAL_THREADS = (
-    4  # at most, where none are asked for: more wait longer for each other than they work
+    4  # maximum if no number is given: more threads wait for each other longer than they work
 )
-PARTS_PER_THREAD = 4  # a thread that the system interrupts leaves the rest to the others
+PARTS_PER_THREAD = 4  # if the system interrupts a thread, the others do the remaining parts
 
 
 def usual_threads() -> int:
-    """Threads for a fit on this machine: one for each core that this process may use, up to 4."""
+    """Return the default number of threads: one per core that this process may use, at most 4."""
     usable = getattr(os, "sched_getaffinity", None)
     cores = len(usable(0)) if usable else os.cpu_count() or 1
     return min(cores, USUAL_THREADS)
@@ -31,17 +31,17 @@ def usual_threads() -> int:
 
 @functools.cache
 def _helpers(count: int) -> ThreadPoolExecutor:
-    """So many threads, used by all who ask for as many: they end with the process."""
+    """Return the pool of `count` threads, one per number and process; it ends with the process."""
     return ThreadPoolExecutor(count, thread_name_prefix="fit")
 
 
 @dataclass(frozen=True)
 class SharedLoop:
-    """A compiled loop over `begin` up to, not with, `end`, its last arguments; it holds no lock.
+    """A compiled loop over the items begin:end, its last two arguments, shared by threads.
 
-    What it writes for one number depends on no other, so that the result is the same, to the bit,
-    however many threads share it. total: how far to count, from the other arguments. least: numbers
-    that are worth a thread.
+    The loop must release the GIL. What it writes for one item must not depend on the others; then
+    the result is the same, to the bit, with any number of threads. total: function that returns the
+    number of items from the other arguments. least: number of items that are worth a thread.
     """
 
     loop: Callable[..., None]
@@ -50,8 +50,11 @@ class SharedLoop:
     threads: int
 
     def __call__(self, *arguments: Any) -> None:
-        """Run the loop over all numbers. The caller's thread takes part: where all helpers are at
-        the frame of another camera, it does everything itself."""
+        """Run the loop over all items.
+
+        The caller's thread takes part: if all helpers work for another camera's frame, it does
+        everything itself.
+        """
         total = self.total(*arguments)
         parts = min(PARTS_PER_THREAD * self.threads, total // self.least)
         if self.threads == 1 or parts < 2:

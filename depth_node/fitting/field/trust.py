@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far the memory's old answer is out of date: from the image, from the points, from the test.
+"""How outdated the memory's old result is: from the image, the points and the left-out points.
 
-- The image tells where it still moves, though the camera's motion is taken into account where it is
-  known: edges of the old answer are out of place by as much.
-- The points of the frame about a place miss the old answer to one side.
-- The points that were left out in turn tell which fraction of all steps towards it is right.
+- The image shows what still moves after the camera's known motion is compensated: edges of the old
+  result are displaced by as much.
+- The frame's points near a place miss the old result to one side.
+- The left-out points show which fraction of all steps towards the old result is right.
 """
 
 from __future__ import annotations
@@ -20,29 +20,30 @@ from depth_node.fitting.field.lattice import Floats, Integers, Map
 from depth_node.fitting.field.motion_loops import FAR, MAX_DISPLACEMENT, motion_numpy
 from depth_node.fitting.robust import median
 
-# What the points say, on every fourth cell of the grid
+# Evidence of the points, computed on every fourth cell of the grid
 POINT_CELLS = 4
-MAX_REACH = 6.0  # cells about a place within which points count for it
-CLIP = 3.0  # standard deviations beyond which a miss counts as so many
-CHANCE = 3.0  # squared standard errors of a local mean that are chance
-USUAL_POINTS = 2.0  # that the usual spread counts as in the local one
-CONTRADICTION = 4.0  # standard deviations of a miss that contradicts the old answer
+MAX_REACH = 6.0  # of these cells, within which points count for a place
+CLIP = 3.0  # standard deviations to which misses are limited
+CHANCE = 3.0  # squared standard errors of a local mean that chance explains
+USUAL_POINTS = 2.0  # the usual spread counts as much as so many points in the local one
+CONTRADICTION = 4.0  # standard deviations of a miss that contradicts the old result
 MIN_CONTRADICTION = 0.02  # log depth
-CONTRADICTING_FRACTION = 1 / 3  # of the points about a place, enough: an edge may run through it
+CONTRADICTING_FRACTION = 1 / 3  # of the points near a place; few, as an edge may divide them
 
-# What left-out points say
+# Evidence of left-out points
 MIN_WITNESSES = 4  # fewer points agree by chance
-KEPT_EVIDENCE = 0.7  # of what earlier frames said
-PRIOR_ERROR = 0.15  # standard error at which they are weight by half
-NO_STEP = 1e-5  # log depth that makes no difference
+KEPT_EVIDENCE = 0.7  # weight of earlier frames' evidence
+PRIOR_ERROR = 0.15  # standard error at which evidence and prior have equal weights
+NO_STEP = 1e-5  # steps up to this log depth are no evidence
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What left-out points say of steps towards the old answer: a regression of misses on steps.
+    """Evidence of left-out points on steps towards the old result: a regression of misses on steps.
 
-    It is not biased by the points' own noise, which is in the misses alone. agreement, information,
-    doubt: weighted sums of step times miss, of squared steps, and the variance of agreement.
+    The points' own noise does not bias it, because only the misses contain it. agreement: weighted
+    sum of step times miss. information: weighted sum of squared steps. doubt: variance of
+    agreement.
     """
 
     agreement: float = 0.0
@@ -51,12 +52,16 @@ class Evidence:
 
     @classmethod
     def of(cls, step: Floats, miss: Floats) -> Evidence:
-        """Of one frame. step, miss: (k,) log depth from the answer without the point."""
+        """Return the evidence of one frame.
+
+        step, miss: (k,) log depth of the old result, and of the point, minus the log depth that was
+        predicted without the point.
+        """
         size = np.abs(step)
         if len(step) < MIN_WITNESSES or float(size.max()) <= NO_STEP:
             return cls()
         usual = median(size) + NO_STEP
-        weight = 1 / (usual * (size + usual))  # an edge counts no more than what lies about it
+        weight = 1 / (usual * (size + usual))  # limits the influence of large steps, as at edges
         weighted = weight * step
         agreement, information = float(weighted @ miss), float(weighted @ step)
         rest = weighted * (miss - agreement / information * step)
@@ -64,7 +69,7 @@ class Evidence:
         return cls(agreement, information, float(rest @ rest))
 
     def and_then(self, later: Evidence) -> Evidence:
-        """With that of the next frame."""
+        """Return this evidence, weighted down, combined with that of the next frame."""
         return Evidence(
             KEPT_EVIDENCE * self.agreement + later.agreement,
             KEPT_EVIDENCE * self.information + later.information,
@@ -72,9 +77,9 @@ class Evidence:
         )
 
     def fraction(self, prior: float, errors: float) -> float:
-        """Fraction of the steps that is right, `errors` standard errors added.
+        """Return the fraction of the steps that is right, plus `errors` standard errors.
 
-        Little evidence draws it away from `prior` by little.
+        It is shrunk towards `prior`, the more the larger its standard error is.
         """
         if self.information <= 0:
             return prior
@@ -84,10 +89,11 @@ class Evidence:
 
 
 def displacement(old: Map, new: Map, kernels: FieldKernels) -> Map:
-    """(h, w) cells by which two lightnesses (h, w) differ in place; where both are even, 0.
+    """Return the displacement (h, w), in cells, between two maps of lightness (h, w).
 
-    The ratio of temporal and spatial differences, as in the method of Lucas and Kanade, without its
-    direction. A change of brightness alone is none. NaN in `old` counts as moved.
+    It is the ratio of temporal and spatial differences, as in the method of Lucas and Kanade,
+    without the direction; 0 where both maps are uniform. A change of the overall brightness does
+    not count. Where `old` is NaN, it is MAX_DISPLACEMENT.
     """
     changed = new - old
     unseen = np.isnan(changed)
@@ -104,10 +110,11 @@ def displacement(old: Map, new: Map, kernels: FieldKernels) -> Map:
 def local_bias(
     rows: Integers, cols: Integers, miss: Floats, spread: float, shape: tuple[int, int]
 ) -> tuple[Map, Map]:
-    """Squared mean by which points about a place miss the old answer, and trust 0 to 1 in it.
+    """Return the squared mean miss of the old result near each place, and the trust 0 to 1 in it.
 
-    Both on every POINT_CELLS-th cell of a grid of this shape. miss: (k,) at the cells (rows, cols).
-    spread: its usual standard deviation; of the squared mean what exceeds chance is given.
+    Both are maps of every POINT_CELLS-th cell of a grid of this shape. miss: (k,) log depth of the
+    points minus the old result's, at the cells rows, cols (k,). spread: usual standard deviation of
+    a miss. The part of the squared mean that chance explains is subtracted.
     """
     height, width = math.ceil(shape[0] / POINT_CELLS), math.ceil(shape[1] / POINT_CELLS)
     cell = (rows // POINT_CELLS) * width + cols // POINT_CELLS
