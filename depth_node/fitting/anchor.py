@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Metres without a LiDAR: what the last scans said of the network's values, and how far it holds.
+"""Metres without a LiDAR: the remembered line from the network's values to metres, and its error.
 
-While points come, a robust line from the network's values to metres is kept (the base of method
-`field`), with the 95 % bound of what it leaves at the points. When they stay away, or fewer come
-than determine a line, that line gives the metres. Its error has two parts, which add in squares:
-what the network's shape is wrong by, pixel by pixel (the bound at the points), and by how much the
-line is out of date: from second to second a network's scale wanders like a random walk, most of it
-as a whole.
-That drift is watched while there are points, by trying the line of a second ago on those of now.
-Few points correct the line as a whole, in the proportion of both parts (a Kalman update).
+While points arrive, a robust line from the network's values to metres is kept (the base of method
+`field`), with the 95 % bound of its residuals at the points. If no points arrive, or too few to fit
+a line, the remembered line gives the metres. Its error has two parts, whose squares add up: the
+error of the network's shape, which differs from pixel to pixel (the bound at the points), and the
+drift of the line since it was fitted: over seconds, a network's scale changes like a random walk,
+mostly by the same factor in the whole image.
+The drift is measured while there are points, by applying the line of a second ago to the current
+ones. A few points correct the line as a whole, with a gain from both parts (a Kalman update).
 
-Where there was never a scan, a metric network's own metres are all there is, within a wide bound;
-of another network never a metre. docs/unanchored.md has the numbers.
+If there was never a scan, a metric network's own metres are used, with a wide bound; another
+network gives no metres then. docs/unanchored.md has the numbers.
 """
 
 from __future__ import annotations
@@ -29,25 +29,29 @@ from depth_node.fitting.robust import median, quantile
 from depth_node.metrics import NORMAL_95
 from depth_node.prediction import Prediction
 
-FEW_POINTS = 5  # so many, or fewer, determine no line that is better than one that is remembered
-_MOST_POINTS = 256  # of a frame that a line and its error are taken from
-DRIFT = 0.18  # 95 % bound of the wandering of the scale in a second, relative; grows with sqrt(t)
-_DRIFT_OF_PIXELS = (
-    0.05  # of its square, what differs from place to place: points correct it nowhere
-)
-_DRIFT_FRAMES = 30  # that the drift is watched over
-_TRIED_S = 1.0  # age of the line that is tried on the points of now
-_LEAST_ERROR = 0.02  # of a line: a network that is better than this in a frame is so by chance
-_FEW_GROWTH, _FEW_GROWTH_SQUARED = 8.0, 40.0  # as of the field's interval
+FEW_POINTS = 5  # a line fitted to so many points, or fewer, is not better than a remembered one
+_MOST_POINTS = 256  # points of a frame that are used for a line and its error
+DRIFT = 0.18  # 95 % bound of the drift of the scale in a second, relative; grows with sqrt(t)
+# Fraction of the squared drift that differs from place to place: points do not correct it.
+_DRIFT_OF_PIXELS = 0.05
+_DRIFT_FRAMES = 30  # frames over which the measured drift is averaged
+_TRIED_S = 1.0  # age of the line that is applied to the current points
+_LEAST_ERROR = 0.02  # least error of a line: a smaller one in a single frame is chance
+_FEW_GROWTH, _FEW_GROWTH_SQUARED = 8.0, 40.0  # as in the field's interval
 PRIOR_FACTOR = 1.25**3
-"""Within which the own metres of a metric network are taken to be in 95 % of the pixels: the factor
-of delta 3, the widest that papers judge by (Eigen et al. 2014, arXiv 1406.2283, section 4.2)."""
-_PRIOR_OF_PIXELS = 0.3  # of its logarithm, what no correction as a whole takes away
+"""Factor of the true depth within which the own metres of a metric network are assumed to be in
+95 % of the pixels: that of delta 3, the widest in use (Eigen et al. 2014, arXiv 1406.2283, section
+4.2)."""
+_PRIOR_OF_PIXELS = 0.3  # log of depth: the part of that error that differs between pixels
 
 
 @dataclass(frozen=True)
 class _Anchor:
-    """A line at its time. error: 95 % bound of the log residual at its points."""
+    """A line with its time stamp.
+
+    middle: median log residual at its points, which is added to the line. error: 95 % bound of the
+    remaining log residual at its points.
+    """
 
     stamp_ns: int
     prediction_kind: str
@@ -61,11 +65,12 @@ class _Anchor:
 
 @dataclass(frozen=True)
 class Unanchored:
-    """Depth by a line that is remembered.
+    """Depth from a remembered line, or from a network's own metres.
 
-    depth, std: (H, W) float32 m, NaN where the network gave nothing; depth ± 1.96 std is meant to
-    hold 95 %. residual: (n,) log of measured over remembered depth. age_s: of the line, NaN of
-    a network's own metres. bound: of the relative error, 95 %.
+    depth, std: (H, W) float32 m, NaN where the network gave no value; depth ± 1.96 std is meant to
+    contain the true depth in 95 % of the pixels. residual: (n,) log of the measured over the
+    corrected depth. age_s: s, age of the line, NaN for a network's own metres. bound: 95 % bound of
+    the relative error.
     """
 
     depth: Map
@@ -76,7 +81,7 @@ class Unanchored:
 
 
 class MetricAnchor:
-    """The memory of one camera and its network."""
+    """The remembered line of one camera and its network, and its measured drift."""
 
     def __init__(self) -> None:
         self._last: _Anchor | None = None
@@ -86,8 +91,11 @@ class MetricAnchor:
     def learn(
         self, stamp_ns: int, prediction: Prediction, v: NDArray[np.floating], z: Floats
     ) -> None:
-        """Take in a frame with more than FEW_POINTS points: the network's values and m, (n,) each,
-        of those that the fit believes."""
+        """Remember the line of a frame with more than FEW_POINTS points.
+
+        v: (n,) the network's values at the points that the fit accepts. z: (n,) their depth in m.
+        A step back in time, or another kind of prediction, clears the memory first.
+        """
         if self._last is not None and (
             stamp_ns <= self._last.stamp_ns or prediction.kind != self._last.prediction_kind
         ):
@@ -106,7 +114,7 @@ class MetricAnchor:
         self._tried.append(self._last)
 
     def _watch(self, v: Map, log_z: Floats) -> None:
-        """By how much the line of a second ago is out of date, per second of a random walk."""
+        """Apply the line of a second ago to the current points; keep its squared drift per s."""
         assert self._last is not None
         now_ns = self._last.stamp_ns
         while len(self._tried) > 1 and now_ns - self._tried[1].stamp_ns >= _TRIED_S * 1e9:
@@ -117,7 +125,7 @@ class MetricAnchor:
             self._drift.append(shift**2 / ((now_ns - old.stamp_ns) * 1e-9))
 
     def drift(self) -> float:
-        """95 % bound of the wandering of the scale in a second: what was seen, or usual."""
+        """Return the 95 % bound of the scale's drift in a second: as measured, at least DRIFT."""
         seen = NORMAL_95 * math.sqrt(sum(self._drift) / len(self._drift)) if self._drift else 0.0
         return max(seen, DRIFT)
 
@@ -129,9 +137,11 @@ class MetricAnchor:
         z: Floats,
         longest_s: float,
     ) -> Unanchored | None:
-        """Depth with at most FEW_POINTS points: the network's values and m, (n,) each.
+        """Return the depth of a frame with at most FEW_POINTS points, from the remembered line.
 
-        None where no line is remembered, or it is older than longest_s.
+        v: (n,) the network's values at the points. z: (n,) their depth in m. Returns None if no
+        line is remembered, the kind of prediction is another, or the line is older than longest_s
+        or newer than the frame.
         """
         last = self._last
         if last is None or prediction.kind != last.prediction_kind:
@@ -151,9 +161,10 @@ class MetricAnchor:
 def own_metres(
     prediction: Prediction, rows: NDArray[np.integer], cols: NDArray[np.integer], z: Floats
 ) -> Unanchored:
-    """Depth by a metric network's own metres, with at most FEW_POINTS points: pixels, m, (n,) each.
+    """Return a metric network's own metres, corrected by at most FEW_POINTS points.
 
-    What it may be wrong by is not known; taken is PRIOR_FACTOR, which a few points narrow.
+    rows, cols: (n,) pixels of the points. z: (n,) m. The network's error is not known; PRIOR_FACTOR
+    is assumed, which a few points reduce.
     """
     depth = np.array(prediction.metric_depth(), np.float32)
     residual = np.log(z) - np.log(depth[rows, cols])
@@ -170,13 +181,13 @@ def _corrected(
     of_scale: float,
     age_s: float,
 ) -> Unanchored:
-    """A remembered depth (H, W) m, which is changed, corrected as a whole by a few points.
+    """Correct a depth (H, W) in m by one factor from a few points, in place, and bound its error.
 
-    residual: (n,) log of measured over remembered depth. of_pixels, of_scale: squared 95 % bounds
-    of the log depth, pixel by pixel and as a whole.
+    residual: (n,) log of the measured over this depth. of_pixels, of_scale: squared 95 % bounds of
+    the log depth's error: of the part that differs between pixels and of the common factor.
     """
     shift = 0.0
-    # Points beyond what both parts allow are wrong, or beside an edge: they correct nothing.
+    # Points outside the bound of both parts are wrong, or beside an edge: they are not used.
     fits = residual[np.abs(residual) <= math.sqrt(of_pixels + of_scale)]
     if len(fits):
         gain = of_scale / (of_scale + of_pixels / len(fits))

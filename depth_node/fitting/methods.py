@@ -2,17 +2,16 @@
 """From relative to metric depth: fits of a prediction to sparse measured points.
 
 The methods of Region-aware Depth Scale Adaptation (arXiv 2507.14879, sections 3.1 to 3.3). In every
-region R of a label map the relative depth d becomes metres through
+region R of a label map the relative depth d is converted to metres D by
 
     SLF   D = s d + t                      (sparse linear fit)
     SSF   D = s d + a x + b y + t          (sparse surface fit)
 
 estimated by least squares at the measured points of R; x and y run from -1 to 1 over the image.
 A region with too few points borrows those of its neighbours, ring after ring, and the result is
-applied to the original region only. ``paper`` mode is exactly that; ``sensor`` mode withstands
-outliers, wild extrapolation and upside-down surfaces. All regions are solved at once, so a frame
-costs a few milliseconds. A result carries its evidence (per region and per pixel), and "unknown"
-is NaN.
+applied to the original region only. ``paper`` mode is exactly that; ``sensor`` mode also limits the
+influence of outliers and the extrapolation. All regions are solved at once, so a frame takes a few
+milliseconds. A result contains its evidence (per region and per pixel), and "unknown" is NaN.
 """
 
 from __future__ import annotations
@@ -65,11 +64,11 @@ METHODS: tuple[str, ...] = (
     "ssf",
     "field",
 )
-NETWORK = "network"  # beside the fits: the network's own metres
+NETWORK = "network"  # no fit: the network's own metres
 MODES = ("paper", "sensor")
 
 DEPTH_RANGE_M = (0.05, 200.0)
-"""Nearest and farthest depth in m, where nothing else is said."""
+"""Nearest and farthest depth in m, by default."""
 
 REGION_METHODS = ("region_median", "slf", "ssf")  # one fit per region
 _COLUMNS = {"median": 0, "region_median": 0, "global_depth": 1, "global_disparity": 1}
@@ -78,7 +77,7 @@ _COLUMNS |= {
     "ssf": 3,
     "field": 1,
     NETWORK: 0,
-}  # how many of d, x, y are fitted beside the constant
+}  # number of d, x, y that are fitted in addition to the constant
 
 
 @dataclass(frozen=True)
@@ -145,11 +144,11 @@ class FitConfig:
 
     @property
     def robust(self) -> bool:
-        """Whether outliers and extrapolation are guarded against."""
+        """Whether the fit limits the influence of outliers and the extrapolation."""
         return self.mode == "sensor"
 
     def enough_points(self) -> int:
-        """Points a region needs before it stops borrowing."""
+        """Return the number of points with which a region does not borrow."""
         if self.method == "field":
             return FIELD_MIN_POINTS
         parameters = _COLUMNS[self.method] + 1
@@ -160,7 +159,7 @@ class FitConfig:
         depth_range_m: tuple[float, float] = DEPTH_RANGE_M,
         polarity_guard: bool = False,
     ) -> Rules:
-        """What these settings mean for the regression of surfaces."""
+        """Return the rules of the regression of surfaces that these settings mean."""
         return Rules(
             columns=_COLUMNS[self.method],
             in_disparity=self.method == "global_disparity",
@@ -187,21 +186,22 @@ def fit(
     polarity_guard: bool = False,
     left_out: AnswerWithout | None = None,
 ) -> FitResult:
-    """Metric depth of the image from its prediction and the points measured in it.
+    """Fit metric depth of the image to its prediction and the points measured in it.
 
-    labels: (H, W) integers, 0 = unassigned, regions 1..K; used by the region methods, without them
+    labels: (H, W) integers, 0 = unassigned, regions 1..K; used by the region methods; without them
     the image is one region. refiner: network that refines method ``field`` where the depth network
-    is weak; what a robot has, engine.refinement.refiner_for(config) gives. It has no default, since
-    a field without it is a plausible answer to another question. image: (H, W, 3) uint8 RGB and
-    state, of earlier frames, after its `at` was called for this one, are used by method ``field``
-    only. depth_range_m: nearest and farthest: points beyond are ignored, the depth is clamped to
-    it. ablation: what studies leave out of method ``field``. polarity_guard: for studies: a region
-    whose fit turns near and far around takes the scale of the whole image (sensor mode); it cost up
-    to 6 % AbsRel on real frames. left_out: method ``network``: what a completion network answers
-    without some of the points.
+    is weak; on a robot it is that of engine.refinement.refiner_for(config). It has no default,
+    because a field without it is a plausible answer to another question. image: (H, W, 3) uint8
+    RGB, and state: memory of earlier frames, after its `at` was called for this frame; only method
+    ``field`` uses both. depth_range_m: nearest and farthest: points beyond are ignored, the depth
+    is clamped to it. ablation: what studies leave out of method ``field``. polarity_guard: for
+    studies: a region whose fit swaps near and far takes the scale of the whole image (sensor mode);
+    it increased AbsRel on real frames by up to 6 %. left_out: for method ``network``: the
+    prediction of a completion network without some of the points.
 
-    A frame that cannot be fitted is reported by ``status`` and ``message``; wrong
-    shapes raise ValueError.
+    A frame that cannot be fitted is reported by ``status`` and ``message``. Raises ValueError for
+    wrong shapes, an empty depth range and negative labels, and RuntimeError if the compiler that
+    config.field asks for cannot be used.
     """
     config = config or FitConfig()
     if not 0 < depth_range_m[0] < depth_range_m[1]:
@@ -237,7 +237,7 @@ def _fit_network(
     depth_range_m: tuple[float, float],
     left_out: AnswerWithout | None,
 ) -> FitResult:
-    """The network's own metres, judged by the points."""
+    """Return the network's own metres, with an interval that the points calibrate."""
     if not np.isfinite(prediction.values).any() or not prediction.is_metric:
         return without_metres(prediction, points, depth_range_m)
     usable = _usable(points, prediction.values, depth_range_m)
@@ -257,13 +257,14 @@ def _fit_surfaces(
     config: FitConfig,
     rules: Rules,
 ) -> FitResult:
-    """A surface for each region (H, W), or for the image; a scale alone where points are few."""
+    """Fit a surface to each region (H, W), or to the image; with too few points only a scale."""
     depth_range_m = rules.min_depth_m, rules.max_depth_m
     in_disparity = rules.in_disparity
     relative = prediction.disparity() if in_disparity else prediction.relative_depth()
     usable = _usable(points, relative, depth_range_m)
     if np.count_nonzero(usable) < rules.enough:
-        relative, in_disparity = prediction.relative_depth(), False  # for a scale without a shift
+        # A scale without a shift is fitted in depth.
+        relative, in_disparity = prediction.relative_depth(), False
     rows, cols = points.rows[usable], points.cols[usable]
     grid = ImageGrid.of(relative)
     samples = RegionSamples(
@@ -307,10 +308,12 @@ def fit_in_sequence(
     depth_range_m: tuple[float, float],
     refiner: Refiner | None,
 ) -> FitResult:
-    """`fit` of an image that others went before: where at most FEW_POINTS points can be used, the
-    anchor that they left gives the metres, if it may. labels: (H, W); image: (H, W, 3), as there.
-    stamp_ns: of the image. Without one, with config.unanchored_s 0 and with method `network`, which
-    has metres of its own, no anchor is used or left.
+    """Fit an image of a sequence, see :func:`fit`, with the metres of earlier images in reserve.
+
+    If at most FEW_POINTS points can be used, the anchor of earlier images gives the metres, or else
+    a metric network. labels: (H, W); image: (H, W, 3). anchor: learns from frames with more points.
+    stamp_ns: time of the image. The anchor is neither used nor updated without stamp_ns, with
+    config.unanchored_s 0, and with method `network`, which has metres of its own.
     """
     fit_alone = functools.partial(
         fit, prediction, points, labels, image=image, config=config, state=state,
@@ -337,18 +340,18 @@ def fit_in_sequence(
 def usable_points(
     points: SparseDepth, image: tuple[int, int], depth_range_m: tuple[float, float]
 ) -> NDArray[np.bool_]:
-    """(N,) points inside an image (H, W) with a depth in range."""
+    """Return which points (N,) are inside an image (H, W) and have a depth in range."""
     height, width = image
     rows, cols, depth = points.rows, points.cols, points.depth
     usable = (rows >= 0) & (rows < height) & (cols >= 0) & (cols < width)
-    usable &= (depth >= depth_range_m[0]) & (depth <= depth_range_m[1])  # NaN is neither
+    usable &= (depth >= depth_range_m[0]) & (depth <= depth_range_m[1])  # false for NaN
     return usable
 
 
 def _usable(
     points: SparseDepth, relative: NDArray[np.float32], depth_range_m: tuple[float, float]
 ) -> NDArray[np.bool_]:
-    """(N,) points inside the image with a depth in range on a pixel that the network answered."""
+    """Return which points (N,) are inside the image, in range, and on a finite value (H, W)."""
     height, width = relative.shape
     rows, cols = points.rows, points.cols
     usable = usable_points(points, (height, width), depth_range_m)

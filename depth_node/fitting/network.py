@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Method `network`: the network's own metres, with an interval that points calibrate.
 
-A network that gives metres is taken at its word; the measured points only judge it. A network that
-saw no point is judged by all of them. A completion network, which is given the points, is asked
-twice: with all of them for the answer, and without some for their errors. These are left out in
-blocks, since a pixel lies farther from its nearest point than the points of a line from each other.
+The metres of the network stay unchanged; the measured points only give their error. A network that
+gets no points is judged by all of them. A completion network, which gets the points, runs twice:
+with all of them for the result, and without some of them for the error at these. They are left out
+in blocks, because a pixel is farther from its nearest point than the points of a scan line are from
+each other.
 """
 
 from __future__ import annotations
@@ -22,18 +23,18 @@ from depth_node.geometry.sparse_depth import SparseDepth
 from depth_node.metrics import NORMAL_95
 from depth_node.prediction import Prediction
 
-INSIDE = 0.95  # of the interval
-MIN_JUDGES = 19  # of fewer errors even the largest bounds the next in less than 95 % of cases
-FEW_POINTS = 8 * MIN_JUDGES  # of which a quarter may be too few judges: half are left out
+INSIDE = 0.95  # fraction of the errors inside the interval
+MIN_JUDGES = 19  # the largest of fewer errors bounds the next one in less than 95 % of cases
+FEW_POINTS = 8 * MIN_JUDGES  # with fewer points, half are left out: a quarter may be too few judges
 BLOCK_SPACINGS = 1.0  # side of a block that is left out, in spacings of evenly spread points
 
 
 @dataclass(frozen=True)
 class AnswerWithout:
-    """What a completion network answers without some points.
+    """The prediction of a completion network without some of the points.
 
-    prediction: (H, W) of its second run. which: (N,) bool, the points that it was not given. given:
-    (N,) bool, those that it was given for the answer itself.
+    prediction: (H, W) of its second run. which: (N,) bool, the points that this run was not given.
+    given: (N,) bool, the points that the first run, whose prediction is the result, was given.
     """
 
     prediction: Prediction
@@ -43,7 +44,10 @@ class AnswerWithout:
 
 @dataclass(frozen=True)
 class NetworkAnswer:
-    """depth, std: (H, W) float32 m, as in FitResult. details: what an operator may ask for."""
+    """Metres of a network and their interval.
+
+    depth, std: (H, W) float32 m, as in FitResult. details: numbers for an operator, by name.
+    """
 
     depth: NDArray[np.float32]
     std: NDArray[np.float32]
@@ -53,7 +57,11 @@ class NetworkAnswer:
 def left_out_blocks(
     rows: NDArray[np.integer], cols: NDArray[np.integer], image: tuple[int, int]
 ) -> NDArray[np.bool_]:
-    """(N,) the points of every fourth block of an image (H, W), of every second if they are few."""
+    """Return which points (N,) are in every fourth block of an image (H, W), or, of fewer than
+    FEW_POINTS, in every second block.
+
+    rows, cols: (N,) pixels of the points.
+    """
     spacing = math.sqrt(image[0] * image[1] / max(len(rows), 1))
     side = max(1.0, BLOCK_SPACINGS * spacing)
     block_row, block_col = np.floor(rows / side), np.floor(cols / side)
@@ -71,11 +79,13 @@ def network_answer(
     max_extrapolation: float,
     left_out: AnswerWithout | None = None,
 ) -> NetworkAnswer:
-    """The metres of a metric prediction and their interval, from usable points.
+    """Return the metres of a metric prediction and their interval, from usable points.
 
-    left_out: of a completion network, its arrays for these points. The bound is relative; it grows
-    with the distance from the points that the network was given and at steps of the depth, and is
-    widened until the points that it was not given lie within theirs.
+    left_out: of a completion network; its arrays have one entry for each of these points. The bound
+    of the error is relative to the depth. It grows at steps of the depth and with the distance from
+    the points that the network was given, and is scaled so that 95 % of the points that it was not
+    given are inside. std is NaN with fewer than MIN_JUDGES of these, and where the nearest given
+    point is farther than max_extrapolation times the larger side of the image.
     """
     rows, cols, z = points.rows, points.cols, points.depth
     depth, edge = _depth_and_edge(prediction, depth_range_m)
@@ -96,7 +106,7 @@ def network_answer(
     details: dict[str, Any] = {"points": len(z), "judged by": count}
     std: NDArray[np.float32] = np.full(depth.shape, np.nan, np.float32)
     if count >= MIN_JUDGES:
-        # The k-th smallest of n errors bounds the next in k / (n + 1) of cases (split conformal
+        # The k-th smallest of n errors bounds the next one in k / (n + 1) of cases (split conformal
         # prediction: Lei et al. 2018, arXiv 1604.04173).
         ratio = np.sort((error[judge] / own[judge]).astype(np.float64))
         factor = float(ratio[math.ceil(INSIDE * (count + 1)) - 1])
@@ -113,7 +123,7 @@ def network_answer(
 def _depth_and_edge(
     prediction: Prediction, depth_range_m: tuple[float, float]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """(H, W) m within the range, and the factor of the interval at its steps."""
+    """Return depth (H, W) in m, limited to the range, and the interval's factor at its steps."""
     lowest, highest = np.array(depth_range_m, np.float32)
     depth = np.clip(prediction.metric_depth(), lowest, highest)
     return depth, edge_factor(np.log(np.nan_to_num(depth, nan=float(lowest))))
@@ -122,7 +132,10 @@ def _depth_and_edge(
 def _distance_px(
     rows: NDArray[np.integer], cols: NDArray[np.integer], shape: tuple[int, ...]
 ) -> NDArray[np.float32]:
-    """(H, W) distance of every pixel from the nearest of these, px; infinite without any."""
+    """Return each pixel's distance (H, W) in px from the nearest of the given ones.
+
+    rows, cols: (n,) the given pixels; without any the distance is infinite.
+    """
     if len(rows) == 0:
         return np.full(shape, np.inf, np.float32)
     empty: NDArray[np.uint8] = np.ones(shape, np.uint8)
