@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images of one place get the look of another: its light, contrast, sharpness and noise."""
+"""Transfer of a look: images get the light, contrast, sharpness and noise of another place."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from training.data.corruptions import corrupt
 
 @pytest.fixture(scope="module")
 def rooms() -> np.ndarray:
-    """(20, 60, 81, 3): an odd width, as a camera may have."""
+    """Return images (20, 60, 81, 3); the width is odd, as a camera's may be."""
     views = []
     for seed in range(20):
         rng = np.random.default_rng(seed)
@@ -30,7 +30,7 @@ def real(images: np.ndarray) -> np.ndarray:
 
 
 def steps(image: np.ndarray) -> float:
-    """Mean difference of neighbours: what a blur takes and noise adds."""
+    """Return the mean difference of neighbours, which a blur reduces and noise increases."""
     return float(np.abs(np.diff(image, axis=1)).mean())
 
 
@@ -43,7 +43,7 @@ def test_a_place_that_looks_the_same_changes_nothing(rooms: np.ndarray) -> None:
 
 @pytest.mark.parametrize("name", ["defocus", "contrast", "gaussian", "brightness"])
 def test_other_rooms_are_shown_as_that_camera_would(name: str, rooms: np.ndarray) -> None:
-    """Nothing is said of the corruption: ten rooms show it, other ten are given it."""
+    """The corruption is measured on ten rooms and then applied to ten others."""
     there = np.stack([corrupt(image, name, 3, seed) for seed, image in enumerate(rooms[:10])])
     look = Appearance(to=real(there), of=real(rooms[10:]))
     rng = np.random.default_rng(1)
@@ -65,7 +65,7 @@ def test_other_rooms_are_shown_as_that_camera_would(name: str, rooms: np.ndarray
 
 
 def test_blur_crosses_no_border(rooms: np.ndarray) -> None:
-    """A dark left and a bright right half stay so at the image's two sides."""
+    """A dark left half and a bright right half keep their values at the two borders."""
     there = np.stack([corrupt(image, "defocus", 5, seed) for seed, image in enumerate(rooms)])
     look = Appearance(to=real(there), of=real(rooms))
     image = np.zeros((60, 81, 3), np.float32)

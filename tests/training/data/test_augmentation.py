@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Windows and views of images."""
+"""Windows and augmented views of images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from training.data.augmentation import ViewConfig, Window
 
 
 def coordinates(height: int, width: int) -> NDArray[np.float32]:
-    """An image whose first two channels say where each pixel lies (column, row)."""
+    """Return an image whose first two channels are the column and the row of each pixel."""
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     return np.stack([x, y, 0 * x], axis=2)
 
@@ -30,7 +30,7 @@ def smooth(height: int = 60, width: int = 80) -> NDArray[np.float32]:
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize("size", [(30, 60), (24, 30), (57, 133)])
 def test_a_window_moves_picture_and_points_alike(flip: bool, size: tuple[int, int]) -> None:
-    """The image says at each of its pixels where it came from; points must agree."""
+    """Each pixel of the image holds its original position; the points must agree with it."""
     window = Window(5, 11, 24, 30, *size, flip)
     moved = window.image(coordinates(50, 70))
     inner = [(r, c) for r in range(4, size[0] - 4, 3) for c in range(4, size[1] - 4, 3)]
@@ -81,7 +81,7 @@ def test_random_windows_stay_inside_and_vary() -> None:
 
 
 def test_augmentation_moves_picture_and_depth_together() -> None:
-    """With colours that say the depth, image and depth still agree after crop and flip."""
+    """The colours encode the depth: image and depth must agree after crop and flip."""
     ramp = np.linspace(1.0, 2.0, 144, dtype=np.float32)[None, :] * np.ones((108, 1), np.float32)
     image = np.repeat(np.round((ramp - 1) * 255).astype(np.uint8)[:, :, None], 3, axis=2)
     plain = ViewConfig(0.6, aspect=0.08, flip=0.5)
@@ -122,7 +122,7 @@ STRONG_NAMES = ("posterize", "equalize", "sharpen", "solarize", "exposure", "sha
 @pytest.mark.parametrize("name", STRONG_NAMES)
 def test_each_strong_change_does_what_it_says(name: str) -> None:
     x = smooth()
-    x[20:40, 30:50] = 0.95  # something bright with edges
+    x[20:40, 30:50] = 0.95  # a bright area with edges
     y = augmentation.recolour(x, ViewConfig(**{name: 1.0}), np.random.default_rng(3))
     assert y.dtype == np.float32 and y.shape == x.shape
     assert y.min() >= 0 and y.max() <= 1
@@ -136,7 +136,7 @@ def test_each_strong_change_does_what_it_says(name: str) -> None:
         assert np.abs(np.diff(y, axis=1)).max() > np.abs(np.diff(x, axis=1)).max()
     elif name == "solarize":
         assert y.max() <= 1 and (y[x > 0.94] < 0.1).all()
-    elif name == "exposure":  # contrast and brightness: one line for all pixels not clipped
+    elif name == "exposure":  # all pixels not clipped follow one line
         free = (y > 0) & (y < 1)
         slope, offset = np.polyfit(x[free], y[free], 1)
         np.testing.assert_allclose(y[free], slope * x[free] + offset, atol=1e-5)
@@ -151,7 +151,7 @@ def test_a_strong_view_nearly_always_differs_and_moves_no_pixel() -> None:
     cfg = ViewConfig(**augmentation.STRONG)
     assert cfg.flip == 0 and cfg.smallest_crop == 1
     views = [augmentation.recolour(x, cfg, np.random.default_rng(seed)) for seed in range(30)]
-    # A shadow may fall beside an image, and a dark one has nothing to solarize.
+    # A shadow may lie outside the image, and a dark image has nothing to solarize.
     assert sum(np.abs(y - x).max() > 0.003 for y in views) >= 26
     never = config.replace(cfg, {"at_least_one": False})
     plain = [augmentation.recolour(x, never, np.random.default_rng(seed)) for seed in range(30)]

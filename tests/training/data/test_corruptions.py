@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Corruptions wear an image step by step; their scores agree with sums done by hand."""
+"""Corruptions grow with severity; their scores agree with values computed by hand."""
 
 from __future__ import annotations
 
@@ -90,14 +90,14 @@ def test_any_size_stays_what_it_is(shape: tuple[int, int]) -> None:
 
 
 def test_values_by_hand() -> None:
-    """Grey 100 and 200: what the table says, in numbers."""
+    """Grey 100 and 200 become what follows from the table by hand."""
     image = np.full((4, 6, 3), 100, np.uint8)
     image[:, 3:] = 200
     # Mean 150, factor 0.4: 150 -+ 20.
     assert np.unique(corrupt(image, "contrast", 1)).tolist() == [130, 170]
-    # The value of HSV grows by 0.2 * 255 = 51.
+    # The value of HSV increases by 0.2 * 255 = 51.
     assert np.unique(corrupt(image, "brightness", 2)).tolist() == [151, 251]
-    # Stretched to 0 and 1: 0 and 0.6 * 255 = 153, with noise of 0.08 / 10 and 600 photons.
+    # Stretched to 0 and 1, then 0 and 0.6 * 255 = 153, with sigma 0.08 / 10 and 600 photons.
     dark = corrupt(np.repeat(np.repeat(image, 50, 0), 50, 1), "dark", 1).astype(float)
     assert np.median(dark[:, 150:]) == pytest.approx(153, abs=1)
     bright = np.sqrt(0.6 / 600 + 0.008**2) * 255
@@ -167,7 +167,7 @@ def test_depth_errors_by_hand() -> None:
 def test_mce_and_mrr_by_hand() -> None:
     """fog: (.2+.2+.3+.3+.5)/(.3+.3+.4+.5+.5) = 1.5/2; jpeg: .5/.4 five times. Mean 1.
 
-    Kept: fog 1 - .3, jpeg 1 - .5; mean .6 over 1 - .2.
+    Resilience: fog 1 - .3, jpeg 1 - .5; the mean .6 over 1 - .2.
     """
     errors = {"fog": [0.2, 0.2, 0.3, 0.3, 0.5], "jpeg": [0.5] * 5}
     base = {"fog": [0.3, 0.3, 0.4, 0.5, 0.5], "jpeg": [0.4] * 5}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A robot's own drive becomes training data: `depth_tools export-depth`, read by training.data."""
+"""Recordings of a robot as training data: `depth_tools export-depth`, read by training.data."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from training.data.open import DataConfig, open_samples
 pytest.importorskip("rich", reason="rich is not installed")
 pytest.importorskip("rosbags", reason="rosbags is not installed")
 pytest.importorskip("sensor_msgs", reason="the ROS message packages are not installed")
-# rclpy imports lark, which imports modules that Python has renamed: nobody here can help.
+# rclpy imports lark, which warns of modules that Python has renamed.
 pytestmark = pytest.mark.filterwarnings("ignore:module 'sre_:DeprecationWarning")
 
 

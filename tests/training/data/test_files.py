@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images as cameras, Macs and attackers make them; folders with links; lists with odd names."""
+"""Unusual and malicious image files, folders with links, lists with unusual names."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ H, W = 12, 16
 
 
 def truth() -> NDArray[np.float64]:
-    """1 m to 3 m, unknown (0) in the first row."""
+    """Return depth from 1 m to 3 m, unknown (0) in the first row."""
     depth = np.linspace(1.0, 3.0, H * W).reshape(H, W)
     depth[0] = 0
     return depth
@@ -95,7 +95,7 @@ def test_nyuv2_as_folders(tmp_path: Path) -> None:
     assert samples.protocol == "nyu"
     agrees(samples[0])
     agrees(opened("nyuv2", tmp_path, split="train")[0])
-    listed = tmp_path / "list.txt"  # Marigold's
+    listed = tmp_path / "list.txt"  # in the format of Marigold's lists
     listed.write_text(
         "test/bathroom/rgb_0046.png test/bathroom/depth_0046.png test/bathroom/filled_0046.png\n"
     )
@@ -160,7 +160,7 @@ def test_diode(tmp_path: Path) -> None:
     stem = "00019_00183_indoors_000_010"
     put(scan / f"{stem}.png", sample_image())
     depth = truth()
-    depth[0] = 5.0  # masked out instead
+    depth[0] = 5.0  # the mask marks it as unknown instead
     put(scan / f"{stem}_depth.npy", depth[..., None].astype(np.float32))
     put(scan / f"{stem}_depth_mask.npy", (truth() > 0).astype(np.float32))
     samples = opened("diode", tmp_path, split="val/indoors")
@@ -214,7 +214,7 @@ def test_void(tmp_path: Path) -> None:
         put(frames_of / "image" / "1552.25.png", sample_image())
         put(frames_of / "ground_truth" / "1552.25.png", steps(256))
         np.savetxt(frames_of / "K.txt", np.array([[20.0, 0, 8], [0, 21, 6], [0, 0, 1]]))
-    made = "data/void_release/void_150/data/classroom0"  # where the release was made
+    made = "data/void_release/void_150/data/classroom0"  # the path on the machine of the authors
     (release / "test_image.txt").write_text(f"{made}/image/1552.25.png\n")
     (release / "test_ground_truth.txt").write_text(f"{made}/ground_truth/1552.25.png\n")
     samples = opened("void", release, split="test")
@@ -293,7 +293,7 @@ def test_a_damaged_picture_is_named(
 
 
 def test_a_jpeg_with_a_thumbnail_and_a_tail_is_whole(tmp_path: Path) -> None:
-    """Cameras put a small JPEG into the header and bytes of their own behind the end."""
+    """Cameras put a thumbnail JPEG into the header and their own bytes after the end."""
     done, image = cv2.imencode(".jpg", noise())
     assert done
     small = cv2.imencode(".jpg", noise()[:8, :8])[1].tobytes()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images with depth from a pool, a data set, or both in shares."""
+"""Images with depth from a pool, a data set, or a mixture of both."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pools held on a device, and what is made of their images there."""
+"""Pools held on a device, and the augmentation of their images there."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_it_cuts_the_windows_that_the_cpu_cuts(pools: list[Pool], size: tuple[in
         window = random_window(sample.depth.shape, *size, view, rng)
         expected = window.image(sample.image).astype(np.float32) / 255
         image = made["image"][k].permute(1, 2, 0).numpy()
-        assert np.abs(image - expected).max() < 1.5 / 255  # the CPU's is rounded to 8 bits
+        assert np.abs(image - expected).max() < 1.5 / 255  # the CPU rounds to 8 bits
         np.testing.assert_array_equal(made["depth"][k, 0].numpy(), window.nearest(sample.depth))
 
 
@@ -73,7 +73,7 @@ def test_a_batch_is_a_function_of_its_generators(pools: list[Pool]) -> None:
 
 
 def test_an_image_looks_the_same_whatever_else_is_in_its_part(pools: list[Pool]) -> None:
-    """How a step is divided among processes and accumulated parts changes nothing learnt."""
+    """Training must not depend on how a step is divided among processes and parts."""
     view = ViewConfig(smallest_crop=0.7, colour=0.4, gamma=0.4, shadow=0.5, equalize=0.5)
 
     def images(some: list[np.random.Generator]) -> torch.Tensor:
@@ -146,7 +146,7 @@ def test_at_least_one_strong_change_where_that_is_asked_for(pools: list[Pool]) -
     view = ViewConfig(**rare, at_least_one=True)
     assert changed(view).all()
     drawn = HeldPools(pools[:1]).draw(rngs(60), 0.0, view, 32, 32)
-    assert 10 < len(drawn["equalized"]) < 30  # each change in a third of the images
+    assert 10 < len(drawn["equalized"]) < 30  # each of three changes in about a third of the images
     assert not changed(ViewConfig(at_least_one=True)).any()
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A data set from its settings."""
+"""Opening of a data set by its settings."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_a_list_that_names_absent_files_is_refused(tmp_path: Path) -> None:
 
 
 def damaged_folder(folder: Path) -> None:
-    """Three images, one cut, one empty, and a Mac's hidden companion."""
+    """Return a folder with three images, one cut off, one empty, and a hidden file of macOS."""
     for name in "abc":
         put(folder / f"{name}.png", sample_image())
     (folder / "cut.png").write_bytes((folder / "a.png").read_bytes()[:90])

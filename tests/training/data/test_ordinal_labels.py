@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Label files, their faults, and labels simulated from depth."""
+"""Label files, errors in them, and labels simulated from depth."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_written_appended_and_read_is_the_same(tmp_path: Path, name: str) -> Non
 
 
 def test_files_of_other_hands_are_read(tmp_path: Path) -> None:
-    """A byte-order mark, other line ends, capitals, spaces and a column more do no harm."""
+    """A byte-order mark, other line ends, capitals, spaces and an extra column are accepted."""
     path = tmp_path / "labels.csv"
     text = "﻿relation, image, x1, y1, x2, y2, who\r\n Closer, a.png, 1, 2, 3, 4, me\r\n"
     path.write_bytes(text.encode())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Masks by regions and by a Segment Anything of random weights; kept; as layers."""
+"""Masks by regions and by Segment Anything with random weights; their cache; layers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ H, W = 48, 64
 
 
 def image() -> np.ndarray:
-    """Four areas of different colours."""
+    """Return an image of four areas of different colours."""
     image = np.zeros((H, W, 3), np.uint8)
     image[: H // 2, : W // 2] = (200, 30, 30)
     image[: H // 2, W // 2 :] = (30, 200, 30)
@@ -101,7 +101,7 @@ def test_layers_of_several_pictures_stand_together() -> None:
 
 
 def test_masks_of_a_photo_are_stored_reduced_and_seen_by_the_same_window(tmp_path: Path) -> None:
-    """12 megapixels times 64 masks is 768 MB; the network sees a tenth of the rows."""
+    """64 masks of 12 megapixels are 768 MB; the network sees a tenth of the rows."""
     image = np.zeros((300, 400, 3), np.uint8)
     image[:, 200:] = 200
     image[150:, :200] = (0, 250, 0)

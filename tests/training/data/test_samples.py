@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a sample is, and which samples are refused."""
+"""The sample, and which samples are refused."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DEBUG = REPO / "training" / "configs" / "debug.yaml"
 
 
 def run(folder: Path, out: Path, *more: str) -> int:
-    """The recipe `supervised` on RGB-D frames, by the command line."""
+    """Run the recipe `supervised` on RGB-D frames, by the command line."""
     settings = ["source=images", f"images.folder={folder}", "loop.steps=3", *more]
     return main(["supervised", "--config", str(DEBUG), "--run", str(out), *settings])
 
@@ -55,7 +55,7 @@ def test_what_is_no_depth_is_unknown(tmp_path: Path) -> None:
 
 
 def test_nan_in_the_depth_does_not_reach_the_loss(tmp_path: Path) -> None:
-    """Three quarters unknown: training goes on, and every number of the log is finite."""
+    """With three quarters of the depth unknown, every number in the log is finite."""
     depth = np.full((H, W), np.nan, np.float32)
     depth[: H // 2, : W // 2] = np.linspace(1, 4, W // 2)
     frame(tmp_path / "a" / "0001", depth)

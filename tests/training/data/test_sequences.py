@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Video triplets: rendered walks, and readers of published layouts on tiny fakes of them."""
+"""Video triplets: rendered walks, and readers of published layouts on tiny imitations."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def make_tum(folder: Path, name: str = "rgbd_dataset_freiburg1_desk", frames: in
         depth_map(sequence / "depth" / f"{stamp:.6f}.png", 10_000)
         rows["rgb"].append(f"{stamp:.6f} rgb/{stamp:.6f}.png")
         rows["depth"].append(f"{stamp + 0.01:.6f} depth/{stamp:.6f}.png")
-        # A quarter turn about z, and half a metre a second along y.
+        # A rotation by 90 degrees about z, and 0.5 m/s along y.
         half = np.sqrt(0.5)
         rows["groundtruth"].append(f"{stamp + 0.005:.4f} 0 {0.05 * k} 0 0 0 {half} {half}")
     for name_, lines in rows.items():
@@ -75,7 +75,7 @@ def make_kitti(folder: Path, frames: int = 3) -> Path:
         image(drive / "image_02" / "data" / f"{k:010d}.png", 10 * k)
         oxts = drive / "oxts" / "data" / f"{k:010d}.txt"
         oxts.parent.mkdir(parents=True, exist_ok=True)
-        # Northwards by 1e-5 degrees a frame, heading north (yaw 90 degrees from east).
+        # The vehicle moves and points north (yaw 90 degrees from east), by 1e-5 degrees per frame.
         row = [49.0 + 1e-5 * k, 8.0, 100.0, 0.0, 0.0, np.pi / 2] + [0.0] * 24
         oxts.write_text(" ".join(f"{x:.10f}" for x in row))
     depth_map(drive / "proj_depth" / "groundtruth" / "image_02" / f"{1:010d}.png", 256 * 5)
@@ -109,7 +109,7 @@ def test_scannet(tmp_path: Path) -> None:
     assert len(triplets) == 2
     triplet = triplets[0]
     assert triplet.target.image.shape == (HEIGHT, WIDTH, 3) and (triplet.target.image == 10).all()
-    # Half the size: half the focal length, and the centre of the image stays its centre.
+    # At half the size the focal length is half, and the principal point stays in the middle.
     np.testing.assert_allclose(
         triplet.target.K, [[30, 0, 15.5], [0, 31, 11.5], [0, 0, 1]], atol=1e-9
     )
@@ -135,7 +135,7 @@ def test_tum(tmp_path: Path) -> None:
     triplet = opened("tum", tmp_path)[0]
     assert triplet.target.K[0, 0] == pytest.approx(517.3 / 2)
     np.testing.assert_allclose(triplet.target.depth[1:], 2.0)
-    # The world's y is the camera's x after a quarter turn: the one before lies behind, at -x.
+    # After a quarter turn the world's y is the camera's x: the earlier frame lies at -x.
     np.testing.assert_allclose(triplet.poses()[:, :3, 3], [[0.05, 0, 0], [-0.05, 0, 0]], atol=1e-12)
 
 
@@ -145,7 +145,7 @@ def test_kitti(tmp_path: Path) -> None:
     np.testing.assert_allclose(
         triplet.target.K, [[30, 0, 15.5], [0, 30, 11.5], [0, 0, 1]], atol=0.3
     )
-    # 1e-5 degrees of latitude are 1.113 m on the sphere of KITTI's devkit, straight ahead.
+    # On the sphere of KITTI's devkit 1e-5 degrees of latitude are 1.113 m, straight ahead.
     expected = np.deg2rad(1e-5) * 6_378_137
     np.testing.assert_allclose(
         triplet.poses()[:, :3, 3], [[0, 0, expected], [0, 0, -expected]], atol=1e-4
@@ -155,7 +155,7 @@ def test_kitti(tmp_path: Path) -> None:
 
 
 def test_depth_is_where_the_image_and_its_camera_are(tmp_path: Path) -> None:
-    """Of 3 x 3 stored pixels the one in the middle, through which the ray of the view goes."""
+    """Of 3 x 3 stored pixels the middle one counts: the ray of the view goes through it."""
     scene = make_scannet(tmp_path)
     rows, cols = np.mgrid[0 : 3 * HEIGHT, 0 : 3 * WIDTH]
     for k in range(4):

@@ -51,7 +51,7 @@ def test_shards_give_back_what_went_in(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read[0].masks, masks)
 
 
-# The library leaves its files to the garbage collector.
+# The library does not close its files; the garbage collector does.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_webdataset_reads_the_shards(tmp_path: Path) -> None:
     import webdataset

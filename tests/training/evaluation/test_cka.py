@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Centred kernel alignment: its golden value and invariances, its estimators, the command."""
+"""Centred kernel alignment: a known value, invariances, estimators, the command."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_a_layer_of_constant_output_is_like_none(estimator: str, value: float) -
 
 
 def test_unbiased_hsic_against_the_definition() -> None:
-    """The mean of its kernel over all ordered quadruples of different rows (Song et al. 2012)."""
+    """It is the mean of its kernel over all ordered quadruples of rows (Song et al. 2012)."""
     x, y = features(6, 2), features(6, 3, seed=1)
     k, l = x @ x.T, y @ y.T  # noqa: E741
     rows = list(itertools.permutations(range(6), 4))
@@ -107,7 +107,7 @@ def test_layers_and_their_rows() -> None:
 
 
 def write_run(folder: Path, kind: str, seed: int) -> Path:
-    """A checkpoint as the loop writes one."""
+    """Write a checkpoint as the training loop does."""
     torch.manual_seed(seed)
     cfg = NetworkConfig(kind=kind)
     about = {"recipe": "mesa", "settings": {"network": config.to_dict(cfg)}}

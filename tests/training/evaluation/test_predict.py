@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Predictions are computed once and kept."""
+"""Predictions are computed once and stored."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_a_damaged_prediction_is_made_anew(tmp_path: Path) -> None:
 def test_a_prediction_with_a_damaged_directory_is_made_anew(
     tmp_path: Path, changed: dict[int, int]
 ) -> None:
-    """Of the archive's directory zipfile raises more than BadZipFile."""
+    """For a damaged directory of the archive zipfile raises other errors than BadZipFile."""
     model = Counting()
     cached = predict.Cached(model, "a" * 30, tmp_path)
     image = samples()[0].image
@@ -67,7 +67,7 @@ def test_a_prediction_with_a_damaged_directory_is_made_anew(
 def test_scores_are_of_the_reference_unless_asked_otherwise(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(opening, "AUTO", ("tensorrt",))  # on a machine with a GPU it would be taken
+    monkeypatch.setattr(opening, "AUTO", ("tensorrt",))  # the choice on a machine with a GPU
     _, identity, model = predict.open_model("embedded")
     assert model.engine.backend == options.REFERENCE
     monkeypatch.setattr(opening, "AUTO", (options.REFERENCE,))
@@ -77,7 +77,7 @@ def test_scores_are_of_the_reference_unless_asked_otherwise(
 
 
 def test_kept_predictions_are_those_of_the_manifest_as_it_is(tmp_path: Path) -> None:
-    """A level decides which pixels are known, so another one is another prediction."""
+    """A level decides which pixels are known, so predictions depend on it."""
     pytest.importorskip("onnx", reason="onnx builds the model of this test")
     from tests.helpers.tiny_models import save_model
 

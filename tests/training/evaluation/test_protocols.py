@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Alignments, crops and ranges, by hand."""
+"""Alignments, crops and ranges against values computed by hand."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_a_constant_prediction_is_the_mean_and_nothing_known_is_nan(truth: np.nd
 def test_crops_by_hand() -> None:
     assert protocols.crop_box("nyu", 480, 640) == (45, 471, 41, 601)
     assert protocols.crop_box("nyu", 240, 320) == (22, 236, 20, 300)
-    # Bottom-centred: rows 375 - 352 = 23, columns (1242 - 1216) / 2 = 13.
+    # At the bottom and in the middle: rows 375 - 352 = 23, columns (1242 - 1216) / 2 = 13.
     assert protocols.crop_box("kitti", 375, 1242) == (23, 375, 13, 1229)
     # Garg: 0.40810811 * 352 = 143.65, 0.99189189 * 352 = 349.1; 0.03594771 * 1216 = 43.7,
     # 0.96405229 * 1216 = 1172.3. Eigen: 117.01, 321.6.
@@ -117,7 +117,7 @@ def test_a_protocol_counts_its_range_and_its_crop() -> None:
     mask = protocols.counted(protocols.PROTOCOLS["nyu"], truth)
     assert mask.sum() == (471 - 45) * (601 - 41) - 3
     near = protocols.counted(protocols.PROTOCOLS["diode"], truth * 0.1)
-    assert np.argwhere(near).tolist() == [[100, 100]]  # 1.1 m; the others lie before 0.6 m
+    assert np.argwhere(near).tolist() == [[100, 100]]  # only 1.1 m exceeds 0.6 m
 
 
 def test_every_data_set_names_a_protocol() -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How networks are judged, and that the embedded one passes."""
+"""Evaluation of networks, and the gates that the embedded network passes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_robustness_by_hand() -> None:
 
 @pytest.mark.parametrize("pooled", [True, False])
 def test_robustness_is_of_the_mean_that_accuracy_is_of(pooled: bool) -> None:
-    """Three images of one source and one of another: over images, or over sources."""
+    """Three images of one source and one of another: the two means differ."""
     rows = []
     for source, frame, error in (
         ("a", "1", 0.1),
@@ -54,7 +54,7 @@ def test_robustness_is_of_the_mean_that_accuracy_is_of(pooled: bool) -> None:
 
 
 def test_the_embedded_network_beats_the_plane_on_unseen_rooms() -> None:
-    """The gate at a small scale; the full one is in docs/benchmarks.md."""
+    """This is the gate at a small scale; docs/benchmarks.md has the full one."""
     with DepthModel.open(ModelConfig(threads=1)) as model:
         samples = predict.rendered_rooms(24, seed=77, height=96, width=128)
         rows = score.score(samples, {"embedded": model})
@@ -66,9 +66,9 @@ def test_the_embedded_network_beats_the_plane_on_unseen_rooms() -> None:
 
 
 def test_the_embedded_network_beats_the_plane_on_real_rooms(shared: Path) -> None:
-    """Nine per cent of apc_shelf's pixels say 0.1 m, which nothing in its pictures is, and scale
-    and shift follow them: the maps of all networks tried then fit best upside down. Only what lies
-    on the shelf is judged.
+    """Nine per cent of apc_shelf's pixels have a depth of 0.1 m, at which there is nothing, and the
+    fit of scale and shift follows them: the maps of all networks that were tried fit best with a
+    negative scale. So only depths of the shelf are scored.
     """
     rows = []
     with DepthModel.open(ModelConfig(threads=1)) as model:
@@ -78,11 +78,11 @@ def test_the_embedded_network_beats_the_plane_on_real_rooms(shared: Path) -> Non
                 samples = [replace(s, depth=between(s.depth, 0.2, 1.0)) for s in samples]
             rows += score.score(samples, {"embedded": model})
     network, plane = (statistics.mean(rows, name)[0] for name in ("embedded", "plane"))
-    assert network <= 0.64 * plane  # .61; of the network before it, by the same rule, .65
+    assert network <= 0.64 * plane  # it is .61; the former network had .65 by the same rule
 
 
 def between(depth: np.ndarray | None, low: float, high: float) -> np.ndarray:
-    """Depth with NaN where it is not from low to high."""
+    """Return the depth with NaN where it is not between low and high."""
     assert depth is not None
     return np.where((depth >= low) & (depth <= high), depth, np.float32(np.nan))
 
@@ -104,7 +104,7 @@ def test_report_prints_and_writes(tmp_path: Path) -> None:
 
 
 def test_a_published_data_set_is_scored_by_its_own_protocol(tmp_path: Path) -> None:
-    """Two NYUv2 images: the mean is over images, drawn by scene."""
+    """The mean of three NYUv2 images is over the images, the bootstrap draws scenes."""
     rng = np.random.default_rng(4)
     for k, scene in enumerate(("bath_1", "bath_1", "office_2")):
         folder = tmp_path / "test" / scene

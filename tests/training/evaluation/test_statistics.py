@@ -36,7 +36,7 @@ def test_the_interval_is_that_of_the_normal_theory() -> None:
 
 
 def test_a_comparison_is_paired() -> None:
-    """b is always 10 % above a: their ratio is certain though neither mean is."""
+    """b is always 10 % above a: their ratio has no spread, although both means have."""
     a = np.random.default_rng(1).uniform(0.1, 0.9, (30, 1))
     both = {"x": np.concatenate([a, 1.1 * a], axis=1)}
     interval = statistics.bootstrap(both, statistics.ratio, pooled=True)
@@ -78,7 +78,7 @@ def test_an_interval_of_nothing_to_draw_says_so() -> None:
 
 
 def test_runs_and_scenes_are_drawn_together() -> None:
-    """Five runs that differ by 8 %: the interval is Student's, not that of the scenes alone."""
+    """With five runs that differ by 8 % the interval is Student's, not that of the scenes."""
     rng = np.random.default_rng(3)
     scenes = rng.uniform(0.9, 1.1, 60)
     groups = [str(k // 3) for k in range(60)]

@@ -38,7 +38,7 @@ def test_global_loss_golden() -> None:
 
 
 def test_hybrid_loss_by_hand() -> None:
-    """Seven contexts, three per pixel; {1, 2, 3, 4} has the lower middle 2 as its median.
+    """Seven contexts, three per pixel; the median of {1, 2, 3, 4} is the lower middle, 2.
 
     Level of one bin: |N| sums to 1.1818182. Two bins: teacher {1,2,3,4} is (-1,0,1,2)/1, student
     {2,2,3,5} is (0,0,1,3)/1: differences 1, 0, 0, 1. Four bins {1,2,3}: teacher (-1,0,1)/(2/3),
@@ -57,7 +57,7 @@ def test_unknown_normalisation_is_refused() -> None:
 
 
 def test_an_overlapping_mask_is_one_context_more() -> None:
-    """Pixels of the mask average two normalisations, the others one."""
+    """Pixels of the mask have the mean of two normalisations, the others have one."""
     teacher, student = as_map(TEACHER), as_map(STUDENT)
     whole = torch.ones(1, 1, 1, 5, dtype=torch.long)
     part = torch.tensor([0, 1, 1, 1, 0]).view(1, 1, 1, 5)
@@ -227,12 +227,12 @@ def test_a_few_dead_outputs_are_allowed_and_more_are_pulled_up() -> None:
     before[0, 0, :5] = -5.0
     before.requires_grad_(True)
     (gradient,) = torch.autograd.grad(dead_outputs(before), before)
-    assert float(gradient.sum()) < 0  # downhill is upwards
+    assert float(gradient.sum()) < 0  # descending the gradient raises the values
     assert float(gradient[0, 0, 5:].abs().max()) == 0
 
 
 def test_the_relative_error_is_the_one_that_networks_are_judged_by() -> None:
-    """AbsRel after disp_ls, where no depth is wrong by more than a factor of two."""
+    """It equals AbsRel after disp_ls if no depth is wrong by more than a factor of two."""
     rng = np.random.default_rng(0)
     depth = rng.uniform(1, 5, (2, 1, 12, 16)).astype(np.float32)
     disparity = (3 / depth + 1 + rng.normal(0, 0.05, depth.shape)).astype(np.float32)
@@ -248,14 +248,14 @@ def test_the_relative_error_is_the_one_that_networks_are_judged_by() -> None:
 
 
 def test_depths_far_too_far_count_with_their_logarithm() -> None:
-    """A flat prediction is fitted by the mean disparity: 0.5, then 0.4."""
+    """A constant prediction is fitted to the mean disparity: 0.5, then 0.4."""
 
     def cost(disparities: list[float]) -> float:
         depth = 1 / torch.tensor(disparities).view(1, 1, 1, -1)
         return float(losses_depth.relative_error(torch.ones_like(depth), depth, depth > 0))
 
     assert cost([0.8, 0.2]) == pytest.approx((0.6 + 0.6) / 2)  # ratios 1.6 and 0.4
-    # Ratios 2.5, which costs 1 + 2 ln(2.5 / 2), and twice 0.25.
+    # The ratios are 2.5, with the cost 1 + 2 ln(2.5 / 2), and twice 0.25.
     assert cost([1.0, 0.1, 0.1]) == pytest.approx((1 + 2 * np.log(1.25) + 0.75 + 0.75) / 3)
 
 
@@ -268,7 +268,7 @@ def test_nothing_valid_costs_nothing_and_has_a_gradient() -> None:
 
 
 def edge_maps() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Depth of a box before a wall, its disparity blurred, and the same error without the edge."""
+    """Return the depth of a box before a wall, its blurred disparity, and that error elsewhere."""
     depth = torch.full((1, 1, 40, 60), 4.0)
     depth[..., 10:30, 20:40] = 1.5
     disparity = 1.0 / depth

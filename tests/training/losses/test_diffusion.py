@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DepthMaster's losses, by hand."""
+"""DepthMaster's losses against values computed by hand."""
 
 from __future__ import annotations
 
@@ -57,10 +57,10 @@ def test_both_forms_teach_the_same_and_only_the_papers_is_continuous() -> None:
 
 
 def test_directions_of_the_gradient_loss() -> None:
-    """A ramp of slope 1 against flatness: 1 across, 0 down, 1 on each diagonal."""
+    """A ramp of slope 1 against a flat map differs by 1 across, 0 down, 1 on each diagonal."""
     ramp = torch.arange(5.0).double().expand(1, 1, 4, 5)
     flat, mask = torch.zeros_like(ramp), torch.ones(1, 1, 4, 5, dtype=torch.bool)
-    cost = 0.52  # of a difference of 1
+    cost = 0.52  # the cost of a difference of 1
     assert float(diffusion_losses.directional_gradient(flat, ramp, mask)) == pytest.approx(
         3 * cost / 4
     )
@@ -70,7 +70,7 @@ def test_directions_of_the_gradient_loss() -> None:
     ) == pytest.approx(0.02)
     sideways = diffusion_losses.directional_gradient(flat.mT, ramp.mT, mask.mT)
     assert float(sideways) == pytest.approx(3 * cost / 4)
-    # An invalid pixel takes its differences with it, whatever stands there.
+    # Differences with an invalid pixel do not count, whatever its value is.
     hole = mask.clone()
     hole[0, 0, 1, 2] = False
     wild = ramp.clone()

@@ -37,7 +37,7 @@ def test_statistics_golden() -> None:
 
 @pytest.mark.parametrize("count", [1, 40])
 def test_the_deviation_may_be_the_median_one(count: int) -> None:
-    """Median 3 of 1, 2, 3, 4, 10, which are 2, 1, 0, 1, 7 away from it: mean 2.2, median 1."""
+    """1, 2, 3, 4, 10 are 2, 1, 0, 1, 7 away from their median 3: mean 2.2, median 1."""
     values = as_map([1.0, 2.0, 3.0, 4.0, 10.0] * count)
     contexts = torch.arange(1, count + 1).repeat_interleave(5).view_as(values)
     both = [statistics(values, contexts, kind) for kind in ("mean", "median")]
@@ -102,7 +102,7 @@ def test_layers_hold_every_valid_pixel_once_each() -> None:
 
 
 def test_the_largest_value_lies_in_the_last_bin() -> None:
-    """In the public code of hierarchical normalisation it lies in none."""
+    """In the published code of hierarchical normalisation it lies in no bin."""
     teacher = as_map(TEACHER)
     assert bins(teacher, everywhere(teacher), 2).flatten().tolist() == [1, 1, 1, 1, 2]
     assert bins(teacher, everywhere(teacher), 4).flatten().tolist() == [1, 1, 1, 2, 4]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Depth from motion: warping, photometric error, pose; known truth and known invariances."""
+"""Photometric self-supervision: warping, photometric error, pose; truth and invariances."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def walks() -> Triplets:
 
 
 def tensors(triplet: Triplet) -> dict[str, torch.Tensor]:
-    """A triplet as a batch of one, float64."""
+    """Return a triplet as a batch of one, float64."""
 
     def sample_image(image: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(image).permute(2, 0, 1)[None].double() / 255
@@ -53,7 +53,7 @@ def test_a_standing_camera_costs_nothing_whatever_the_depth(walks: Triplets) -> 
     batch["T_sources_target"] = torch.eye(4).double().expand(1, 2, 4, 4)
     for factor in (0.5, 1.0, 2.0):
         assert loss(batch, batch["depth"] * factor, PLAIN) < 1e-9
-    # And where the pose is wrong, the automask leaves out what did not move.
+    # If the pose is wrong, the automask leaves out the pixels that did not move.
     batch["T_sources_target"] = batch["T_sources_target"].clone()
     batch["T_sources_target"][..., 0, 3] = 0.2
     assert loss(batch, batch["depth"], PLAIN) > 0.01
@@ -61,9 +61,9 @@ def test_a_standing_camera_costs_nothing_whatever_the_depth(walks: Triplets) -> 
 
 
 def test_projection_agrees_with_the_renderer_to_numerical_tolerance(walks: Triplets) -> None:
-    """Inverse depth is linear in the pixels of a plane, so that its bilinear sample is exact: at
-    exact depth and pose the source's sample is what the target point's z says, but for occlusions
-    and edges.
+    """Inverse depth is linear in the pixels of a plane, so that bilinear sampling of it is exact:
+    with exact depth and pose the sample of the source equals the inverse of the target point's z,
+    except at occlusions and edges.
     """
     for k in range(len(walks)):
         batch = tensors(walks[k])
@@ -81,13 +81,13 @@ def test_projection_agrees_with_the_renderer_to_numerical_tolerance(walks: Tripl
             )  # fmt: skip
             assert inside.float().mean() > 0.5
             away = ((sampled * z - 1).abs())[inside]
-            # float32 of the renderer; round things and edges are the rest of the pixels.
+            # The renderer computes in float32; the other pixels are on round objects and edges.
             assert float(away.quantile(0.5)) < 2e-5
 
 
 def test_exact_depth_and_pose_cost_nothing_on_surfaces_that_can_be_interpolated() -> None:
-    """Paint a room with a smooth function of place: what is left is the bilinear interpolation,
-    and halving the pixels quarters it.
+    """A room is painted with a smooth function of position: the remaining error is that of bilinear
+    interpolation, and with pixels of half the size it is a quarter.
     """
     errors = []
     for size in (1, 2):
@@ -172,7 +172,7 @@ def test_coarser_scales_are_compared_at_full_size_and_smooth_at_their_own(walks:
     fine, half = (photometric.smoothness(1 / m, batch["target"][..., ::k, ::k])
                   for m, k in ((ramp, 1), (ramp[..., ::2, ::2], 2)))  # fmt: skip
     smooth = photometric.geometric_loss([ramp, ramp[..., ::2, ::2]], *rest, PLAIN)["smooth"]
-    # Twice the step at half the size, half the weight; the image is averaged, not picked.
+    # At half the size a step is twice as large and has half the weight; the image is averaged.
     assert float(smooth) == pytest.approx(float(fine + half / 2) / 2, rel=0.05)
     with pytest.raises(ValueError, match="at least one scale"):
         photometric.geometric_loss([], *rest, PLAIN)

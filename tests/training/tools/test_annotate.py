@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The annotation page: its questions, its server over real HTTP, and a real browser."""
+"""The annotation page: questions, the server over HTTP, and the page in a browser."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 
 
 def image(k: int) -> np.ndarray:
-    """Four areas of different colours."""
+    """Return an image of four areas of different colours."""
     image = np.zeros((90, 120, 3), np.uint8)
     image[:45, : 50 + 10 * k] = (200, 30, 30)
     image[:45, 50 + 10 * k :] = (30, 200, 30)
@@ -49,7 +49,7 @@ def image(k: int) -> np.ndarray:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Three images, one of them in a folder below."""
+    """Return a folder of three images, one of them in a subfolder."""
     where = tmp_path / "images"
     (where / "more").mkdir(parents=True)
     for k, name in enumerate(("a.png", "b.png", "more/ü.png")):
@@ -283,7 +283,7 @@ def test_the_command_serves_until_it_is_interrupted(folder: Path) -> None:
 
 
 class Browser:
-    """A headless Chromium, told what to do over its pipe (DevTools protocol)."""
+    """Headless Chromium, controlled over its pipe (DevTools protocol)."""
 
     def __init__(self, path: str, profile: Path) -> None:
         ours, theirs = os.pipe(), os.pipe()
@@ -356,7 +356,7 @@ class Browser:
 
 @pytest.fixture
 def browser(tmp_path: Path) -> Iterator[Browser]:
-    """DEPTH_NODE_BROWSER, or a Chromium of this machine."""
+    """Return DEPTH_NODE_BROWSER, or a Chromium of this machine."""
     names = [os.environ.get("DEPTH_NODE_BROWSER", ""), *BROWSERS]
     path = next((executable for name in names if name and (executable := shutil.which(name))), None)
     if path is None:
@@ -370,7 +370,7 @@ def browser(tmp_path: Path) -> Iterator[Browser]:
 
 
 def test_in_a_real_browser(folder: Path, browser: Browser) -> None:
-    """A person's hour in ten seconds: keys, buttons, undo, skip, reload, the end."""
+    """All that a person can do: keys, buttons, undo, skip, reload, the end."""
     session = opened(folder, per_image=2)
     ready = "document.body.dataset.ready"
     question = "document.body.dataset.question"
@@ -378,7 +378,7 @@ def test_in_a_real_browser(folder: Path, browser: Browser) -> None:
         browser.open(url)
         browser.until(ready, "image/0")
         assert browser.evaluate("$('undo').disabled")
-        # The points are drawn where they are: colours of the image under the marks' centres.
+        # The marks are at the points: their centres show the colours of the image there.
         (x1, y1), _ = session.state()["points"]
         assert browser.pixel("lens0", 100, 100)[2] > 200, "the mark's centre is A's blue"
         browser.evaluate("dispatchEvent(new KeyboardEvent('keydown', {key: 'h'}))")
@@ -427,7 +427,7 @@ def test_in_a_real_browser(folder: Path, browser: Browser) -> None:
 
 
 def said(session: annotate.Session, request: bytes, wait: float = 5.0) -> bytes:
-    """What the server says to raw bytes until it closes, or for a while."""
+    """Return the answer of the server to raw bytes, until it closes or for a while."""
     server = serve(session)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:

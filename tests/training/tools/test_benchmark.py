@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The loop against the shortest loop of PyTorch."""
+"""The training loop compared with the shortest loop of PyTorch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from training.tools import benchmark
 
 
 def test_the_rival_of_the_benchmark_learns_the_same(tmp_path: Path) -> None:
-    """Without what only the loop has (schedule, groups), both reach the same weights."""
+    """Without the features that only the loop has (schedule, groups) both get the same weights."""
     cfg = settings("loop.schedule=constant", "loop.warmup=0", "loop.weight_decay=0")
     bare = benchmark.Bare(Toy(cfg), cfg.loop)
     bare.steps(8)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Labels are split by image, and nothing that exists is written over."""
+"""Labels are split by image, and existing files are not overwritten."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Packing a data set into shards, by command."""
+"""Packing of a data set into shards by the command."""
 
 from __future__ import annotations
 
