@@ -300,11 +300,16 @@ def _conduct(
     bar = progress("live: images in, depth out", options.images)
     with bar as advance:
         end: float | None = None  # deadline for depth images after the last image
+        deadline = time.monotonic() + PATIENCE_S  # for the next event: a process may hang
         while end is None or time.monotonic() < end:
             try:
                 name, event = events.get(timeout=0.2)
             except queue.Empty:
+                if time.monotonic() > deadline:
+                    reason = f"no image was sent and no depth came for {PATIENCE_S:g} s"
+                    raise DemoError(_sentence(children, reason)) from None
                 continue
+            deadline = time.monotonic() + PATIENCE_S
             _fail_on_end(children, name, event)
             if event["event"] == "published":
                 live.published += 1

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import queue
 import socket
-from contextlib import nullcontext
+import threading
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -76,6 +78,40 @@ def test_a_child_that_does_not_listen_is_ended(tmp_path: Path) -> None:
     child.end(patience_s=0.3)
     assert child.process.returncode not in (None, 0)
     child.tell("word")  # nobody there: no exception
+
+
+def test_a_camera_that_hangs_is_not_waited_for_without_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "PATIENCE_S", 0.5)
+    script = "print('the log'); import sys; sys.stdin.readline()"
+    children = {
+        name: live.Child(name, ["-c", script], tmp_path, {})
+        for name in ("publisher", "listener", "node")
+    }
+    for child in children.values():
+        child.events(queue.Queue())
+    events: queue.Queue[tuple[str, dict[str, object]]] = queue.Queue()
+    for name, event in (("publisher", "loaded"), ("listener", "ready"), ("publisher", "published")):
+        events.put((name, {"event": event}))
+    ended: list[BaseException] = []
+
+    def conduct() -> None:
+        def progress(text: str, steps: int) -> AbstractContextManager[Any]:
+            return nullcontext(lambda word: None)
+
+        try:
+            live._conduct(live.DemoOptions(), children, events, progress)
+        except BaseException as error:
+            ended.append(error)
+
+    thread = threading.Thread(target=conduct, daemon=True)
+    thread.start()
+    thread.join(20.0)
+    for child in children.values():
+        child.end()
+    assert ended and isinstance(ended[0], live.DemoError), "it waits for ever"
+    assert "no depth came for 0.5 s" in str(ended[0])
 
 
 def test_the_environment_of_the_processes_stays_on_this_machine(
