@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""config: one tree, four faces (dataclass, YAML, overrides, dotted names), refusals that help."""
+"""config: one tree as dataclass, YAML, overrides and dotted names; error sentences that help."""
 
 from __future__ import annotations
 
@@ -185,11 +185,11 @@ def test_a_field_without_description_or_of_a_foreign_type_is_a_programming_error
         config.describe(foreign)
 
 
-# --- texts and files of others
+# --- untrusted texts and files
 
 
 def sentence(call: Callable[[], object]) -> str:
-    """The ConfigError of a call: one line, short, nothing that a terminal obeys."""
+    """Return the ConfigError of a call: one short line without control characters."""
     with pytest.raises(ConfigError) as caught:
         call()
     text = str(caught.value)
@@ -230,7 +230,7 @@ BAD_YAML = {
 
 
 def test_what_is_merged_may_be_replaced(tmp_path: Path) -> None:
-    """YAML's merge key: a mapping's own keys count, then the first of the merged mappings."""
+    """YAML's merge key: a mapping's own keys win, then those of the first merged mapping."""
     text = "a: &a {k: 1, l: 2}\nb: &b\n  <<: *a\n  k: 3\nc: {<<: [*b, *a]}\n"
     merged = config.parse_yaml(text)
     assert merged["b"] == {"k": 3, "l": 2} and merged["c"] == {"k": 3, "l": 2}
@@ -284,7 +284,7 @@ def test_what_is_no_text_file_is_refused_at_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("count", [60, pytest.param(5000, marks=pytest.mark.slow)])
 def test_mutants_of_a_config_file(tmp_path: Path, count: int) -> None:
-    """Settings, or one sentence; never a traceback, a hang or a gigabyte."""
+    """The result is settings or one sentence; never a traceback, a hang or a gigabyte."""
     path = tmp_path / "c.yaml"
     content = config.dump(PipelineConfig()).encode()
     with bounded(seconds=60 * count / 400, megabytes=60):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What may be believed of a depth map: range, uncertainty, edges, sky."""
+"""Which depth is reliable: range, uncertainty, edges, sky."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_a_point_is_given_where_its_error_is_small_for_its_depth() -> None:
     depth = flat()
     std = flat(0.1)
     std[:, :8] = 0.5  # 12 %
-    std[:, 8:12] = np.nan  # nobody knows
+    std[:, 8:12] = np.nan  # unknown error
     depth[0] = np.nan
     kept = Gates(depth, std).believed()
     assert not kept[:, :12].any() and not kept[0].any() and kept[1:, 12:].all()
@@ -69,7 +69,7 @@ def test_out_of_range_is_told_as_rep_118_says() -> None:
 
 
 def test_a_clamped_depth_is_a_limit_and_no_wall() -> None:
-    """The fit clamps to its range: 200 m means at least 200 m."""
+    """The fit clamps to its range: a depth of 200 m means at least 200 m."""
     depth, std = flat(), flat(0.01)
     depth[0, 0], depth[0, 1] = 200.0, 0.05
     gates = Gates(depth, std, depth_range_m=(0.05, 200.0))
@@ -102,7 +102,7 @@ def test_a_depth_image_in_range_costs_no_copy() -> None:
 
 
 def room_with_a_pole(blur: float) -> tuple[F32, NDArray[np.bool_], NDArray[np.bool_]]:
-    """(240, 320) m of a wall at 6 m and a pole at 3 m, blurred as networks do; pole and wall."""
+    """Return depth (240, 320), m: a wall at 6 m, a blurred pole at 3 m; and both masks."""
     depth = flat(6.0, (240, 320))
     depth[:, 140:180] = 3.0
     blurred = cv2.GaussianBlur(depth, (0, 0), blur) if blur else depth
@@ -151,7 +151,7 @@ def test_an_empty_range_is_refused() -> None:
 
 
 def test_on_real_frames_four_fifths_of_the_far_off_points_go(shared: Path) -> None:
-    """Points more than 20 % off the truth; less than a quarter of the others go with them."""
+    """Points more than 20 % off the truth are removed, with less than a quarter of the others."""
     with DepthModel.open(ModelConfig(EMBEDDED)) as model:
         rows = benchmark.run_gates([shared / "data"], model, points=(1000,), lines=0)
     published = benchmark.averaged(rows, "1000")
@@ -160,7 +160,7 @@ def test_on_real_frames_four_fifths_of_the_far_off_points_go(shared: Path) -> No
 
 
 def test_the_benchmark_of_frames_without_a_far_off_point_has_its_tables() -> None:
-    """A good network on clean points has none: nothing is divided by their fraction."""
+    """A good network on clean points has no such points; their fraction is not a divisor."""
     right, strict = GateConfig(), GateConfig(max_std=0.05)
     rows = [
         benchmark.GateRow(source, "250", gate, 0.0, 0.0, kept)

@@ -184,7 +184,7 @@ def test_mutants_end_in_a_reason_or_in_an_image(form: str, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("end", [".jpg", ".png"])
 def test_node_recordings_and_training_read_the_same_bytes_alike(end: str, tmp_path: Path) -> None:
-    """The same mutants through all three doors: refused by all or the same pixels from all."""
+    """The three readers refuse the same mutants, and give the same pixels for the others."""
     pytest.importorskip("sensor_msgs", reason="the ROS message packages are not installed")
     from sensor_msgs.msg import CompressedImage
 

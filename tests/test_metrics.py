@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Depth metrics against published golden values and cases small enough to do by hand."""
+"""Depth metrics, compared with published values and with small cases computed by hand."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""monitor: one level and one sentence that an operator can act on."""
+"""monitor: one level, and one sentence that tells an operator what to do."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ T_CAMERA_LIDAR = rigid_transform((0.02, -0.1, 0.0), (0.5, -0.5, 0.5, -0.5))
 
 
 class FixedEngine:
-    """An engine that answers with what it was given, and counts."""
+    """An engine that returns its given output and counts its runs."""
 
     backend = "fixed"
 
@@ -58,7 +58,7 @@ class FixedEngine:
 
 
 def room() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Image, exact depth in metres and labels of a wall, a floor and a box before them."""
+    """Return image, exact depth in metres and labels of a wall, a floor and a box before them."""
     rows, cols = np.mgrid[0:120, 0:160]
     depth = np.full((120, 160), 4.0, np.float32)
     labels = np.ones((120, 160), np.int32)
@@ -72,14 +72,14 @@ def room() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def lidar_points(depth: np.ndarray, n: int, seed: int = 0) -> np.ndarray:
-    """(n, 3) points of the depth map in the LiDAR frame."""
+    """Return points (n, 3) of the depth map in the LiDAR frame."""
     chosen = np.random.default_rng(seed).choice(depth.size, n, replace=False)
     points = CAMERA.backproject(depth).reshape(-1, 3)[chosen]
     return transform(np.linalg.inv(T_CAMERA_LIDAR), points).astype(np.float32)
 
 
 def relative(depth: np.ndarray) -> np.ndarray:
-    """What an affine-invariant network says of each region: another scale and shift for each."""
+    """Return an affine-invariant prediction with another scale and shift for each region."""
     _, _, labels = room()
     scale = np.array([0, 0.3, 0.7, 0.2])[labels]
     shift = np.array([0, 1.0, -0.4, 2.0])[labels]
@@ -87,7 +87,7 @@ def relative(depth: np.ndarray) -> np.ndarray:
 
 
 def pipeline(method: str = "ssf", mode: str = "paper", **changes: Any) -> DepthPipeline:
-    """A pipeline around a network that knows the room up to scale and shift per region."""
+    """Return a pipeline with a network that knows the room up to scale and shift per region."""
     _, depth, _ = room()
     values = {"model.path": "", "fit.method": method, "fit.mode": mode, **changes}
     chosen = settings.replace(PipelineConfig(), values)
@@ -216,7 +216,7 @@ def test_settings_change_from_the_next_frame_on() -> None:
 
 
 def test_field_is_refined_unless_it_is_switched_off() -> None:
-    """Where the network says nothing; from the next frame on."""
+    """With a prediction without information; a changed setting counts from the next frame on."""
     image, depth, _ = room()
     depth *= np.linspace(1, 1.5, depth.shape[1], dtype=np.float32)
     prediction = Prediction(np.full(depth.shape, 2, np.float32), "depth_affine_invariant")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a network's output means: the five kinds, their spaces, and what is not a number."""
+"""The meaning of a network's output: five kinds, their spaces, and values that are not finite."""
 
 from __future__ import annotations
 

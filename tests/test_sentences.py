@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Foreign text in sentences: one line, bounded, harmless."""
+"""Text from outside in sentences: one line of bounded length without control characters."""
 
 from __future__ import annotations
 
