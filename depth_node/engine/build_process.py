@@ -27,7 +27,8 @@ from depth_node.engine.protocol import Progress
 class BuildError(Exception):
     """A build failed; arguments: the kind of failure and the reason.
 
-    Kinds: "read" (the builder cannot read the file), "memory" and "workspace" (out of memory),
+    Kinds: "start" (the process cannot be started; the reason is the interpreter and the system's
+    error), "read" (the builder cannot read the file), "memory" and "workspace" (out of memory),
     "build" (any other failure of the builder), "stopped" (by a signal) and "ended" (the process
     ended by itself; the reason is its signal or exit status).
     """
@@ -50,14 +51,18 @@ def build_apart(module: str, given: Mapping[str, Any], progress: Progress) -> by
     root = str(Path(__file__).resolve().parents[2])
     paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     with _noted_signals() as noted, open(reading, "rb", buffering=0) as answers:
-        child = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=sys.stderr.fileno() if _is_file(sys.stderr) else subprocess.DEVNULL,
-            pass_fds=[writing],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-        )
-        os.close(writing)
+        try:
+            child = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=sys.stderr.fileno() if _is_file(sys.stderr) else subprocess.DEVNULL,
+                pass_fds=[writing],
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+            )
+        except OSError as error:  # no memory, no process left, no interpreter
+            raise BuildError("start", f"{sys.executable} ({error.strerror})") from error
+        finally:
+            os.close(writing)
         try:
             assert child.stdin is not None
             with contextlib.suppress(BrokenPipeError), child.stdin:

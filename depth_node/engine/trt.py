@@ -290,6 +290,8 @@ def build_plan(
     if kind == "memory":
         raise gpu.out_of_memory_error(gpu.memory()[1], f"building the engine of {manifest.name}")
     sentences = {
+        "start": f"the engine of {model} is built by a process of its own, which cannot be started:"
+        f" {reason}; end other programs, or install Python there again",
         "read": f"{version} cannot read {model} ({reason}): export it with opset 17 to 20, or use"
         " another back end",
         "workspace": f"{version} cannot build an engine of {model} with engine.workspace_mb:"

@@ -305,6 +305,18 @@ def test_tensorrt_8_lacks_what_we_derive_from(
         assert "TensorRT 8.6.1 is installed" in engine.details["not tensorrt"]
 
 
+def test_a_build_process_that_cannot_start(
+    machine: Machine, model: Path, options: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from depth_node.engine import build_process, trt
+
+    monkeypatch.setattr(trt, "build_apart", build_process.build_apart)
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    sentence = refusal(model, **options)
+    assert "/nowhere/python (No such file or directory)" in sentence
+    assert not machine.leaks
+
+
 def test_tensorrt_11_takes_the_same_path(
     machine: Machine, model: Path, options: dict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
