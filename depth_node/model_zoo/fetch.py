@@ -385,7 +385,8 @@ def _sentences(hub: Any, entry: RegistryEntry, path: str, target: Path) -> Itera
     except FetchError:
         raise
     except Exception as error:  # the exceptions of its HTTP library differ between versions
-        if isinstance(error, OSError) and error.errno and not isinstance(error, ConnectionError):
+        of_network = isinstance(error, (ConnectionError, TimeoutError))
+        if isinstance(error, OSError) and error.errno and not of_network:
             raise FetchError(
                 f"{path} of {entry.repo} cannot be stored in {target.parent} ({error.strerror}):"
                 " make room, or set XDG_DATA_HOME to another place, and fetch again"

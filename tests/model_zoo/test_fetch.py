@@ -405,6 +405,17 @@ def test_a_file_packed_on_the_way_is_the_file(
     assert fetch.fetch(ready).path.read_bytes() == content
 
 
+def test_a_connection_that_times_out_is_not_a_full_disk(
+    ready: registry.RegistryEntry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(self: object, report: object) -> None:
+        raise TimeoutError(110, "Connection timed out")
+
+    monkeypatch.setattr(download.Download, "run", run)
+    sentence = refusal(lambda: fetch.fetch(ready))
+    assert "cannot be reached or failed" in sentence and "make room" not in sentence
+
+
 def test_packed_garbage_is_a_sentence(ready: registry.RegistryEntry, hub: hub_server.Hub) -> None:
     hub.body = ({"Content-Encoding": "gzip"}, lambda: [b"no gzip at all"])
     assert "cannot be reached or failed" in refusal(lambda: fetch.fetch(ready))
