@@ -88,9 +88,17 @@ class EngineCache:
 
     @classmethod
     def of(cls, folder: str, limit_bytes: int) -> EngineCache:
-        """Return the cache in a folder; "": the user's cache folder (XDG base directories)."""
+        """Return the cache in a folder; "": the user's cache folder (XDG base directories).
+
+        Raises EngineError if the folder begins with ~USER and that user has no home.
+        """
         if folder:
-            return cls(Path(folder).expanduser(), limit_bytes)
+            try:
+                return cls(Path(folder).expanduser(), limit_bytes)
+            except RuntimeError:
+                raise EngineError(
+                    f"engine.cache_dir is {folder}, and that user has no home here: correct it"
+                ) from None
         base = os.environ.get("XDG_CACHE_HOME", "")
         root = Path(base) if os.path.isabs(base) else Path.home() / ".cache"
         return cls(root / "depth_node" / "engines", limit_bytes)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -433,7 +434,7 @@ def verified_manifest(model: Path, manifest: str | Path | None = None) -> Manife
 
 def _manifest_of(model: Path, manifest: str | Path | None) -> Manifest:
     if manifest is not None and str(manifest):
-        return Manifest.load(Path(manifest).expanduser())
+        return Manifest.load(os.path.expanduser(manifest))
     beside = manifest_path(model)
     if not beside.is_file():
         raise EngineError(

@@ -263,5 +263,5 @@ def locate(model: str | Path, manifest: str | Path | None = None) -> tuple[Path,
                 " or set the model to the path of an .onnx file"
             )
     else:
-        path = resolve(str(model)) or existing_model(Path(model).expanduser())
+        path = resolve(str(model)) or existing_model(Path(os.path.expanduser(model)))
     return path, verified_manifest(path, manifest)

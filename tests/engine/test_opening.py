@@ -228,6 +228,17 @@ def test_options_that_are_none(model: Path) -> None:
         open_engine(model, cache_mb=0)
 
 
+def test_a_home_that_does_not_exist_is_a_sentence(model: Path) -> None:
+    nobody = "~no-such-user-here/tiny"
+    for given, key in (
+        ((f"{nobody}.onnx", {}), "model file ~no-such-user-here/tiny.onnx does not exist"),
+        ((model, {"manifest": nobody}), "manifest ~no-such-user-here/tiny does not exist"),
+        ((model, {"cache_dir": nobody}), "engine.cache_dir is ~no-such-user-here/tiny"),
+    ):
+        with pytest.raises(EngineError, match=key):
+            open_engine(given[0], **given[1])
+
+
 # --- ONNX Runtime's GPU providers
 
 
