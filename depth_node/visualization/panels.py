@@ -72,6 +72,8 @@ PADDING = 12
 TITLE_HEIGHT = 34
 CAPTION_HEIGHT = 26
 BAR_WIDTH = 84
+LEAST_IMAGE_HEIGHT = 60  # of a card, for the labels of its bar
+MOST_IMAGE_HEIGHT = 2 * CARD_WIDTH  # of a card; a taller image is made narrower
 MIN_BELIEVED = 0.3  # of the known pixels; if fewer pass the gates, the cloud shows them all
 
 
@@ -137,7 +139,9 @@ def _card_height(card: ImageCard | TableCard, width: int) -> int:
     if isinstance(card, TableCard):
         return TITLE_HEIGHT + PADDING + 26 * (len(card.rows) + 1) + 20 * len(card.notes) + PADDING
     height, source_width = card.image.shape[:2]
-    return TITLE_HEIGHT + round(height * _image_width(card, width) / source_width) + CAPTION_HEIGHT
+    drawn = round(height * _image_width(card, width) / source_width)
+    drawn = min(max(drawn, LEAST_IMAGE_HEIGHT), MOST_IMAGE_HEIGHT)
+    return TITLE_HEIGHT + drawn + CAPTION_HEIGHT
 
 
 def _draw_card(card: ImageCard | TableCard, height: int, width: int) -> npt.NDArray[Any]:
@@ -159,7 +163,9 @@ def _draw_card(card: ImageCard | TableCard, height: int, width: int) -> npt.NDAr
     ground[y : y + size[1], x : x + size[0]] = resized
     put_text(ground, card.caption, (PADDING, height - CAPTION_HEIGHT + 7), 9, MUTED)
     if card.scale is not None:
-        _draw_bar(ground, card.scale, (PADDING + room_w + 12, y, 15, size[1]))
+        bar = min(max(size[1], LEAST_IMAGE_HEIGHT), room_h)
+        y = TITLE_HEIGHT + (room_h - bar) // 2
+        _draw_bar(ground, card.scale, (PADDING + room_w + 12, y, 15, bar))
     return ground
 
 

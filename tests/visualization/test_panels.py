@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from depth_node.gates import GateConfig, Gates
+from depth_node.geometry.camera import Camera
 from depth_node.geometry.sparse_depth import SparseDepth
 from depth_node.visualization import colours, panels
 from tests.helpers.views import CAMERA, room
@@ -61,6 +62,23 @@ def test_a_picture_of_nothing_is_still_a_picture(tmp_path: Path) -> None:
     )  # fmt: skip
     images = panels.FrameImages("Nothing", "", tuple(cards))
     assert images.panel().ndim == 3
+
+
+@pytest.mark.parametrize("size", [(16, 320), (4, 320), (1, 64), (320, 16), (640, 1), (1, 1)])
+@pytest.mark.parametrize("with_truth", [True, False])
+def test_a_strip_of_an_image_has_a_panel_of_bounded_size(
+    size: tuple[int, int], with_truth: bool
+) -> None:
+    """A low image leaves room for the bar's labels; a tall one does not fill the memory."""
+    depth, image = np.full(size, 4.0, np.float32), np.zeros((*size, 3), np.uint8)
+    camera = Camera(size[1], size[0], 100.0, 100.0, (size[1] - 1) / 2, (size[0] - 1) / 2)
+    cards = panels.frame_cards(
+        image, camera, SparseDepth.from_arrays([0], [0], [4.0]), np.zeros(1, bool), None, depth,
+        Gates(depth, 0.01 * depth), truth=depth if with_truth else None,
+    )  # fmt: skip
+    panel = panels.compose("A strip", "", cards)
+    assert panel.shape[0] < 3 * 2.5 * panels.CARD_WIDTH
+    assert panel.shape[1] == 3 * panels.CARD_WIDTH + 4 * panels.MARGIN
 
 
 def test_write_picture_says_why_it_cannot(tmp_path: Path) -> None:
