@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Optional compilation by numba. Every compiled loop has a NumPy form of the same result.
+"""Optional compilation by numba. Every compiled loop has a NumPy form with the same result.
 
 Machine code is cached beside the source or, if that is read-only, in the user's cache folder. A
-cache that is damaged, full or open to others costs seconds at every start, and never the start
-itself. Its files are pickles and machine code: who can write them runs code here, so the checksums
-below find damage (a power cut), not malice.
+cache that is damaged, full or writable by others makes every start take seconds longer, but never
+prevents it. The files are pickles and machine code: whoever can write them can run code here. The
+checksums below detect damage (by a power cut), not malice.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from typing import Any
 from depth_node.regular_files import read_bytes
 from depth_node.sentences import one_line
 
-LANES = 8  # numbers of a vector
-_SUMS = ".sums"  # checksums of a loop's cache files, beside them
+LANES = 8  # float64 numbers in a vector
+_SUMS = ".sums"  # suffix of the file with the checksums of a loop's cache files
 _CURE = "set NUMBA_CACHE_DIR to a folder that only you can write"
 
 
 @functools.cache
 def find_numba() -> tuple[Any, str]:
-    """The module numba and "", or None and the reason why it cannot be used."""
+    """Return the module numba and "", or None and the reason why it cannot be used."""
     if find_spec("numba") is None:
         return None, "numba is not installed"
     try:
@@ -42,19 +42,22 @@ def find_numba() -> tuple[Any, str]:
 
 
 def tuple_of(types: Any, cls: type, *members: Any) -> Any:
-    """numba's type of a named tuple `cls` with members of these types (`types` is numba.types)."""
+    """Return numba's type of a named tuple `cls` with members of these types.
+
+    types: numba.types.
+    """
     return types.BaseTuple.from_types(members, cls)
 
 
 def compiled(
     loop: Callable[..., None], signature: Any = None, *, distinct: bool = False, **options: Any
 ) -> Callable[..., None]:
-    """The loop as machine code of numba, which must be there.
+    """Return the loop as machine code of numba.
 
     signature: numba's, such as numba.types.void(numba.types.float64[::1]), or a tuple of several:
-    with it the loop is compiled at once, without it at its first call. distinct: what is written
-    overlaps nothing else that is given, so that the loop need not look (half of the time where rows
-    are short). Raises RuntimeError without numba.
+    with it the loop is compiled at once, without it at its first call. distinct: the array that the
+    loop writes overlaps none of its other arguments, so the code need not check for that (which
+    halves the time if rows are short). Raises RuntimeError if numba cannot be used.
     """
     numba, why_not = find_numba()
     if numba is None:
@@ -63,7 +66,7 @@ def compiled(
     try:
         fast.enable_caching()
         fast._cache = _CarefulCache(fast._cache, loop.__qualname__)
-    except Exception as error:  # no folder can be written, or another numba with other insides
+    except Exception as error:  # no writable folder, or a version of numba with other internals
         _warn_once(
             "no folder",
             "no folder for machine code can be used, so every start compiles again (seconds):"
@@ -71,8 +74,8 @@ def compiled(
         )
         fast = numba.njit(nogil=True, **options)(loop)
     if distinct:
-        with contextlib.suppress(AttributeError):  # a numba with other insides is only slower
-            fast._compiler._customize_flags = _distinct  # there is no option for it
+        with contextlib.suppress(AttributeError):  # with other internals it is only slower
+            fast._compiler._customize_flags = _distinct  # numba has no public option for it
     if signature is not None:
         for each in signature if isinstance(signature, tuple) else (signature,):
             fast.compile(each)
@@ -88,11 +91,11 @@ def _distinct(flags: Any) -> Any:
 
 
 class _CarefulCache:
-    """numba's cache of one loop, of which no fault reaches the caller.
+    """numba's cache of one loop; faults of the cache do not reach the caller.
 
-    What is loaded was written completely: a power cut leaves files that are cut or hold zeros, and
-    machine code of zeros would end the process. A file that does not agree with its checksum is
-    deleted, and the loop compiled anew.
+    Only completely written files are loaded: a power cut leaves files that are truncated or contain
+    zeros, and machine code of zeros would end the process. If a file does not agree with its
+    checksum, the loop's files are deleted and it is compiled again.
     """
 
     def __init__(self, cache: Any, name: str) -> None:
@@ -102,7 +105,7 @@ class _CarefulCache:
         self._sums = self._index.with_name(self._index.name + _SUMS)
         self._usable = True
         folder = Path(cache.cache_path)
-        # numba has just made its own folder by the umask; nobody else needs to read it.
+        # numba has just created this folder with the umask's rights; nobody else needs to read it.
         if folder.name != "__pycache__" and not os.listdir(folder):
             folder.chmod(0o700)
         if folder.stat().st_mode & stat.S_IWOTH:
@@ -112,14 +115,14 @@ class _CarefulCache:
         return getattr(self._cache, name)
 
     def load_overload(self, signature: Any, context: Any) -> Any:
-        """The compiled loop, or None if it must be compiled."""
+        """Return the compiled loop, or None if it must be compiled."""
         if not self._usable:
             return None
         try:
             reason = self._fault()
             if not reason:
                 return self._cache.load_overload(signature, context)
-        except Exception as error:  # whatever a pickle or LLVM says
+        except Exception as error:  # pickle and LLVM raise many types
             reason = f"{self._index} ({type(error).__name__}: {one_line(error)})"
         _warn_once(
             f"damaged {self._index}",
@@ -130,7 +133,7 @@ class _CarefulCache:
         return None
 
     def save_overload(self, signature: Any, result: Any) -> None:
-        """Keep a compiled loop; without room for it the next start takes longer."""
+        """Store a compiled loop; if that fails, warn, and the next start compiles again."""
         if not self._usable:
             return
         try:
@@ -150,12 +153,12 @@ class _CarefulCache:
             )
 
     def _files(self) -> list[Path]:
-        """The index and the machine code of this loop: a file for each processor and signature."""
+        """Return the loop's index and machine code files, one per processor and signature."""
         code = self._index.parent.glob(f"{self._index.stem}.*.nbc")
         return sorted(path for path in (self._index, *code) if os.path.lexists(path))
 
     def _fault(self) -> str:
-        """The file that is not what was written, or "": all are, or there is none yet."""
+        """Return which file is not as it was written; "" if none, or if there are no files yet."""
         files = self._files()
         if not files:
             return ""
@@ -171,7 +174,7 @@ class _CarefulCache:
         return ""
 
     def _drop(self) -> None:
-        """Delete the files, so that the next start finds none; what cannot be deleted stays."""
+        """Delete the loop's files, as far as possible, so that the next start finds none."""
         for path in (*self._files(), self._sums):
             with contextlib.suppress(OSError):
                 path.unlink()
@@ -185,7 +188,7 @@ _warned: set[str] = set()
 
 
 def _warn_once(key: str, text: str) -> None:
-    """Warn once about each key: the text may name the loop, of which there are a dozen."""
+    """Warn once per key; the texts of one key may differ, as they name one of a dozen loops."""
     if key not in _warned:
         _warned.add(key)
         logging.getLogger(__name__).warning(text)

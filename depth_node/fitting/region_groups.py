@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which points each region is fitted to: its own, or with too few its neighbours' too.
+"""The points to which each region is fitted: its own and, if these are too few, its neighbours'.
 
-A group is a region with the points of its fit; all groups are held as (group, point) pairs, so that
-no step loops over regions.
+A group is a region with the points of its fit. All groups are stored as (group, point) pairs, so
+that no step loops over regions.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ from depth_node.regions.label_maps import adjacency
 
 TINY = float(np.finfo(np.float64).tiny)
 
-_MAX_VISITED = 1 << 24  # cells of the table of regions that borrow by regions
+_MAX_VISITED = 1 << 24  # entries of the table of borrowing regions x all regions
 
 
 @dataclass(frozen=True)
 class Regions:
-    """The label map (None: the image is region 0), labels with pixels, labels of the points.
+    """The label map of a frame, and the regions of its points.
 
-    labels: (H, W). present: (K+1,) bool. of_point: (n,).
+    labels: (H, W), None: the image is region 0. present: (K+1,) bool, labels that have pixels.
+    of_point: (n,) labels of the points.
     """
 
     labels: NDArray[np.integer] | None
@@ -36,7 +37,7 @@ class Regions:
     def of(
         cls, labels: NDArray[np.integer] | None, rows: NDArray[np.int32], cols: NDArray[np.int32]
     ) -> Regions:
-        """Regions of a label map (H, W) and of the points at rows, cols, (n,) each.
+        """Return the regions of a label map (H, W) and of the points at rows, cols, (n,) each.
 
         Raises ValueError for negative labels.
         """
@@ -45,11 +46,11 @@ class Regions:
         lowest, highest = int(labels.min()), int(labels.max())
         if lowest < 0:
             raise ValueError("Labels below 0 mean nothing: use 0 for unassigned pixels.")
-        # Small types are faster to look up and to compare.
+        # Small integer types are faster to look up and to compare.
         small = np.uint8 if highest < 256 else np.uint16 if highest < 65536 else np.int64
         compact: NDArray[np.integer] = labels.astype(small)
         present = np.zeros(highest + 1, dtype=bool)
-        present[compact[::4, ::8]] = True  # finds nearly all labels in a fraction of the time
+        present[compact[::4, ::8]] = True  # usually finds all labels, in a fraction of the time
         present[0] = lowest == 0
         if not present[1:].all():
             present[compact] = True
@@ -60,8 +61,9 @@ class Regions:
 class Groups:
     """The points of each fit: S groups over M (group, point) pairs, sorted by group.
 
-    label: (S,) region, -1 = all points of the image (always the last group). rings: (S,). group,
-    point: (M,). start: (S,) first pair. No group is empty.
+    label: (S,) region, -1 = all points of the image (always the last group). rings: (S,) rings of
+    neighbours borrowed, -1 = all points. group, point: (M,). start: (S,) first pair of each group.
+    No group is empty.
     """
 
     label: NDArray[np.intp]
@@ -71,18 +73,21 @@ class Groups:
     start: NDArray[np.intp]
 
     def sum(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Sums (S,) of values (M,) of the pairs."""
+        """Return the sum in each group (S,) of values (M,) of the pairs."""
         return np.add.reduceat(values, self.start)
 
     def only(self, chosen: NDArray[np.bool_]) -> Groups:
-        """Only the groups that are True in chosen (S,)."""
+        """Return only the groups that are True in chosen (S,)."""
         pairs = chosen[self.group]
         group = (np.cumsum(chosen) - 1)[self.group[pairs]]
         start = np.searchsorted(group, np.arange(np.count_nonzero(chosen)))
         return Groups(self.label[chosen], self.rings[chosen], group, self.point[pairs], start)
 
     def median(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Medians (S,) of values (M,) not below 0 (mean of the middle two for even counts)."""
+        """Return the median in each group (S,) of values (M,) >= 0 of the pairs.
+
+        For an even number of values it is the mean of the middle two.
+        """
         # One sort of group + value / largest value is six times faster than a sort by two keys.
         top = float(values.max()) * (1 + 1e-9) + TINY
         ranked = np.sort(self.group + values / top)
@@ -92,13 +97,13 @@ class Groups:
 
     @cached_property
     def _middles(self) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]:
-        """Middle pairs of every sorted group, (S,) twice, and the numbers of the groups (S,)."""
+        """The lower and upper middle pair of every sorted group, and its number, (S,) each."""
         size = np.diff(np.append(self.start, len(self.group)))
         return self.start + (size - 1) // 2, self.start + size // 2, np.arange(len(size))
 
 
 def group_points(regions: Regions, enough: int) -> tuple[Groups, NDArray[np.intp]]:
-    """Groups of points per region, borrowed ones included, and numbers of own points (K+1,).
+    """Return the group of each region, with borrowed points, and the numbers of own points (K+1,).
 
     A ring is all regions that touch those gathered so far; it is borrowed as a whole. A region
     whose connected neighbours do not have enough points has no group.
@@ -143,7 +148,7 @@ def group_points(regions: Regions, enough: int) -> tuple[Groups, NDArray[np.intp
 def _borrow(
     short: NDArray[np.intp], links: sparse.csr_matrix, own: NDArray[np.intp], enough: int
 ) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.int32]]:
-    """Grow all short regions together, a ring of neighbours per step, up to enough points.
+    """Grow all short regions together, a ring of neighbours per step, until points are enough.
 
     Returns (region, member) pairs, including the region itself, and the number of rings of every
     short region; regions that cannot get enough points have no pair and -1 rings.
@@ -174,5 +179,5 @@ def _borrow(
 
 
 def _ranges(start: NDArray[np.integer], size: NDArray[np.integer]) -> NDArray[np.intp]:
-    """start[0], start[0] + 1, ... (size[0] of them), start[1], ..."""
+    """Return start[0], start[0] + 1, ... (size[0] of them), start[1], ..."""
     return np.repeat(start - (np.cumsum(size) - size), size) + np.arange(size.sum())

@@ -4,7 +4,7 @@
 All groups of points (region_groups.py) are solved together as sums over (group, point) pairs, so
 that no step loops over regions. Input: points and a label map. Output: one row of parameters,
 limits and spread per label. The method is SSF of Region-aware Depth Scale Adaptation (arXiv
-2507.14879, section 3); robust weights, guards and intervals are ours.
+2507.14879, section 3); robust weights, guards and intervals are additions.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ MAX_GROWTH_RINGS = 4
 UNSEEN_GROWTH = 1.7  # of a region without points of its own
 MAX_LEVERAGE = 0.95  # at 1 the left-out residual would be infinite
 MIN_JUDGE_WEIGHT = 0.1  # points of lower weight do not calibrate the interval
-MIN_RELATIVE_STD = 1e-4  # the accuracy of no sensor and no float32 map is better
+MIN_RELATIVE_STD = 1e-4  # no sensor and no float32 map is more accurate
 
 REGION_FIT_DTYPE = np.dtype(
     [
@@ -64,7 +64,7 @@ class RegionStatus(IntEnum):
 
     OK = 0  # fitted to its own points
     EXPANDED = 1  # fitted with borrowed points of neighbours
-    GLOBAL = 2  # takes the fit to all points of the image
+    GLOBAL = 2  # uses the fit to all points of the image
     # The points did not determine all parameters: columns were dropped (y, x, then d).
     REDUCED = 3
     MEDIAN_SCALE = 4  # too few points in the image: one scale, no shift
@@ -75,7 +75,7 @@ class RegionStatus(IntEnum):
 class Rules:
     """Rules of the fit of surfaces.
 
-    columns: number of d, x, y that are fitted beside the constant. in_disparity: fit 1/z, not z.
+    columns: number of d, x, y that are fitted besides the constant. in_disparity: fit 1/z, not z.
     enough: number of points with which a region does not borrow. robust: guard against outliers and
     extrapolation with the rules that follow (described in FitConfig). Depths in m.
     """
@@ -111,7 +111,10 @@ class SurfaceTable:
 
 @dataclass(frozen=True)
 class RegionSamples:
-    """The n usable points, (n,) each: relative depth or disparity, position in -1..1, metres."""
+    """The n usable points, (n,) each.
+
+    d: relative depth or disparity. x, y: position in the image, -1..1. z: measured depth, m.
+    """
 
     d: NDArray[np.float64]
     x: NDArray[np.float64]
@@ -123,7 +126,7 @@ class RegionSamples:
 
 
 def fit_surfaces(samples: RegionSamples, regions: Regions, rules: Rules) -> SurfaceTable:
-    """Fit every region, or the whole image if there are no regions."""
+    """Fit a surface to every region, or to the whole image if there are no regions."""
     groups, own = group_points(regions, rules.enough)
     d, z = samples.d[groups.point], samples.z[groups.point]
     target = 1 / z if rules.in_disparity else z
@@ -191,12 +194,12 @@ def fit_surfaces(samples: RegionSamples, regions: Regions, rules: Rules) -> Surf
 
 
 def median_scale(samples: RegionSamples, regions: Regions, rules: Rules) -> SurfaceTable:
-    """The fit with too few points: z = s d with s = median(z / d), for the whole image."""
+    """Fit z = s d with s = median(z / d) to the whole image, if points are too few for a method."""
     count = len(regions.present)
     positive = samples.d > 0
     ratios = samples.z[positive] / samples.d[positive]
     scale = float(np.median(ratios)) if ratios.size else np.nan
-    # One point has no spread; a few points get the interval of Student's distribution.
+    # One point gives no spread; a few points get the interval of Student's distribution.
     spread = np.nan
     if ratios.size > 1:
         std = float(np.sqrt(np.sum((ratios / scale - 1) ** 2) / (ratios.size - 1)))
@@ -253,10 +256,10 @@ def _least_squares(
     target: NDArray[np.float64],
     weights: NDArray[np.float64],
 ) -> _Surfaces:
-    """Weighted least squares of every group at once, by Gram-Schmidt on standardised columns.
+    """Solve the weighted least squares of all groups at once, by Gram-Schmidt on scaled columns.
 
     columns: d, x, y (the first one or all) of the pairs, (M,) each. They are orthogonalised in this
-    order; the first column that the ones before it explain is dropped, and all after it.
+    order. The first column that depends linearly on those before it is dropped, with all after it.
     """
     group, total = groups.group, groups.sum
     weight = total(weights)
@@ -303,7 +306,10 @@ def _regress(
     target: NDArray[np.float64],
     rules: Rules,
 ) -> _Surfaces:
-    """Least squares; in sensor mode with Huber's weights: 1 up to the threshold, then as 1/|r|."""
+    """Solve the least squares of all groups, in sensor mode with Huber's weights.
+
+    The weights are 1 up to a threshold of the residual r, and fall as 1/|r| beyond it.
+    """
     plain = _least_squares(groups, columns, target, np.ones(len(target)))
     if not rules.robust:
         return plain
@@ -332,9 +338,9 @@ def _regress(
 
 
 def _scale_only(groups: Groups, d: NDArray[np.float64], target: NDArray[np.float64]) -> _Surfaces:
-    """The median methods: z = s d with s = median(z) / median(d) of every group.
+    """Fit z = s d with s = median(z) / median(d) to every group (the median methods).
 
-    A group whose relative depth is not above zero takes the scale of the image, if there is one.
+    A group whose scale is not above zero takes the scale of the image, if there is one.
     """
     middle = groups.median(d - d.min()) + d.min()
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -364,11 +370,11 @@ def _guarded(
     surfaces: _Surfaces,
     rules: Rules,
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Guarded parameters (S, 4) of every group, and which groups were reduced or guarded (S,).
+    """Return guarded parameters (S, 4) of every group, and which were reduced or guarded (S,).
 
-    If d was dropped too, only a shift is left: the median in paper mode, a median shift of the
-    image's scale in sensor mode. In sensor mode a surface that inverts near and far is fitted again
-    with the image's scale (polarity guard).
+    If d was dropped too, only a shift is left: the median in paper mode; in sensor mode a median
+    shift, with the image's scale. With the polarity guard, in sensor mode, a surface that swaps
+    near and far is fitted again with the image's scale.
     """
     parameters = surfaces.parameters.copy()
     reduced = surfaces.rank < len(columns)
@@ -406,7 +412,7 @@ def _guarded(
 def _evaluate(
     parameters: NDArray[np.float64], columns: Sequence[NDArray[np.float64]]
 ) -> NDArray[np.float64]:
-    """Values (M,) of surfaces (M, 4) at points given by d, or by d, x and y, (M,) each."""
+    """Return values (M,) of surfaces (M, 4) at points given by d, or by d, x and y, (M,) each."""
     value = parameters[:, 3].copy()
     for k, column in enumerate(columns):
         value += parameters[:, k] * column
@@ -416,7 +422,7 @@ def _evaluate(
 def _inliers(
     groups: Groups, residual: NDArray[np.float64], surfaces: _Surfaces, rules: Rules
 ) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
-    """Inliers (M,) and the standard deviation (S,) about the fit, in the units of the residual."""
+    """Return the inliers (M,) and the standard deviation (S,) of their residuals, in its units."""
     inlier = np.ones(len(residual), dtype=bool)
     if rules.robust:
         size = np.abs(residual)
@@ -434,12 +440,12 @@ def _predictive_spread(
     applied: NDArray[np.bool_],
     size: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """Spread (S,) of new measurements about each fit; ± 1.96 spreads contain 95 % of them.
+    """Return the spread (S,) of new measurements about each fit; ± 1.96 spreads contain 95 %.
 
     The standard deviation at a pixel is the spread times sqrt(1 + leverage of the pixel). Steps:
     1. variance of the residuals of each group, with the frame's as a prior worth PRIOR_POINTS
        points (in proportion to the typical ``size`` of a group), because regions have few points;
-    2. growth with every ring borrowed: farther points say less about the region;
+    2. growth with every ring borrowed, because farther points are less similar to the region;
     3. one factor for the frame, so that 95 % of the points lie in the interval of the fit without
        them. Leave-one-out residuals are exact without another fit: r / (1 - leverage). This makes
        the interval valid for errors of any distribution, if the points cover the image evenly.

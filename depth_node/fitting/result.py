@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a fit answers: depth with its evidence, a status, and a sentence for an operator."""
+"""The result of a fit: depth with its evidence, a status, and a sentence for an operator."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ if TYPE_CHECKING:
 
 
 class FitStatus(IntEnum):
-    """How a frame came to its depth."""
+    """How the depth of a frame was computed."""
 
-    OK = 0  # fitted as asked
+    OK = 0  # fitted with the configured method
     MEDIAN_SCALE = 1  # too few points for the method: one scale for the image
-    NETWORK_METRES = 2  # the metric network's own metres, unchecked: no interval
+    NETWORK_METRES = 2  # the metric network's own metres, not checked by points
     NO_POINTS = 3  # no point and no metric network: no depth
-    NO_PREDICTION = 4  # the network gave nothing (at any point): no depth
+    NO_PREDICTION = 4  # the network gave no (metric) value anywhere or at any point: no depth
     TOO_FEW_POINTS = 5  # fewer points than a completion network needs: no depth
-    UNANCHORED = 6  # too few points: metres by what earlier ones said, or a metric network's own
+    UNANCHORED = 6  # too few points: metres of a remembered line, or a metric network's own
 
 
 _REGION_TEXTS = {
@@ -57,11 +57,11 @@ class FitResult:
 
     depth: (H, W) float32 m, NaN unknown. std: (H, W) float32 m, such that depth ± 1.96 std is meant
     as a 95 % interval (errors have heavier tails than a normal variable: this is the 95 % bound
-    divided by 1.96, not their second moment); NaN where there is no evidence to judge by. regions:
-    one row per region, :data:`REGION_FIT_DTYPE`. point_inlier: (N,) bool, point agrees with its
-    region's fit. point_residual: (N,) float32 m, measured minus fitted; NaN for points that could
-    not be used. message: one sentence for an operator. details: more for an operator, by name
-    (method field: base, leave-one-out error, fraction of outliers and the like).
+    divided by 1.96, not their second moment); NaN where there is no evidence for it. regions: one
+    row per region, :data:`REGION_FIT_DTYPE`. point_inlier: (N,) bool, whether the point agrees with
+    its region's fit. point_residual: (N,) float32 m, measured minus fitted; NaN for points that
+    could not be used. message: one sentence for an operator. details: more for an operator, by name
+    (method field: base, left-out error, fraction of outliers and the like).
     """
 
     depth: NDArray[np.float32]
@@ -78,7 +78,7 @@ class FitResult:
 
 
 def field_result(answer: Field, points: SparseDepth, usable: NDArray[np.bool_]) -> FitResult:
-    """The residual field. usable: (N,), the points that it was fitted to."""
+    """Return the result of method field. usable: (N,), the points that it was fitted to."""
     residual = _residual(points, usable, answer.depth)
     inlier = np.zeros(len(points), dtype=bool)
     inlier[usable] = answer.outlier < 0.5
@@ -101,10 +101,10 @@ def network_result(
     usable: NDArray[np.bool_],
     unchecked_interval: bool,
 ) -> FitResult:
-    """The network's own metres. usable: (N,), the points that judge them.
+    """Return the result of method network. usable: (N,), the points that judge its metres.
 
-    unchecked_interval: whether depth that too few points judge has the wide interval of metres that
-    nobody checked, or none.
+    unchecked_interval: whether depth with too few points to judge it gets the wide interval of
+    unchecked metres; otherwise std is NaN.
     """
     calibrated, std = "coverage" in answer.details, answer.std
     if not calibrated and unchecked_interval:
@@ -131,7 +131,7 @@ def unanchored_result(
     usable: NDArray[np.bool_],
     depth_range_m: tuple[float, float],
 ) -> FitResult:
-    """The metres of an anchor. usable: (N,), the few points that correct it."""
+    """Return the result of an anchor. usable: (N,), the few points that correct it."""
     depth = np.clip(answer.depth, np.float32(depth_range_m[0]), np.float32(depth_range_m[1]))
     inlier = np.zeros(len(points), dtype=bool)
     inlier[usable] = np.abs(answer.residual) <= math.log1p(answer.bound)
@@ -161,7 +161,7 @@ def _image_row(
     inlier: NDArray[np.bool_],
     residual: NDArray[np.float32] | None = None,
 ) -> NDArray[np.void]:
-    """(1,) evidence of one fit of the image, label 0; parameters that it does not have are NaN."""
+    """Return the row (1,) of a fit of the whole image, label 0; parameters it lacks are NaN."""
     row = np.zeros(1, REGION_FIT_DTYPE)
     for name in (*PARAMETERS, "residual"):
         row[name] = np.nan
@@ -184,8 +184,10 @@ def surfaces_result(
     std: NDArray[np.float32],
     status: FitStatus,
 ) -> FitResult:
-    """Surfaces of regions. usable: (N,), the points that they were fitted to; depth, std: (H, W)
-    m."""
+    """Return the result of the region methods and global fits.
+
+    usable: (N,), the points that they were fitted to. depth, std: (H, W) m.
+    """
     residual = _residual(points, usable, depth)
     limit = np.full(len(points), np.nan, np.float32)
     floor = MIN_RELATIVE_STD * points.depth[usable]
@@ -214,7 +216,7 @@ def without_points(
     regions: Regions,
     depth_range_m: tuple[float, float],
 ) -> FitResult:
-    """No point could be used: a metric network's own metres, or nothing."""
+    """Return the result without usable points: a metric network's own metres, or no depth."""
     depth: NDArray[np.float32] = np.full(prediction.shape, np.nan, np.float32)
     reason = "No point was measured"
     if len(points):
@@ -249,7 +251,7 @@ def without_points(
 def without_metres(
     prediction: Prediction, points: SparseDepth, depth_range_m: tuple[float, float]
 ) -> FitResult:
-    """Method `network` of a network that gives no metres, or no number at all: no depth."""
+    """Return the result (no depth) of method `network` if the network gives no metres."""
     nowhere = Regions.of(None, points.rows[:0], points.cols[:0])
     result = without_points(prediction, points, nowhere, depth_range_m)
     if result.status is FitStatus.NO_PREDICTION:
@@ -262,7 +264,10 @@ def without_metres(
 
 
 def too_few_points(image: tuple[int, int], points: SparseDepth, needed: int) -> FitResult:
-    """A frame (H, W) with too few points for a completion network: no depth anywhere."""
+    """Return the result (no depth) of a frame (H, W) with too few points for a completion network.
+
+    needed: number of pixels of the network's input that must have points.
+    """
     depth: NDArray[np.float32] = np.full(image, np.nan, np.float32)
     message = (
         f"{len(points)} points fall into fewer than the {needed} pixels of the network's input"
@@ -297,7 +302,7 @@ def _nothing_fitted(
 def _residual(
     points: SparseDepth, usable: NDArray[np.bool_], depth: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """(N,) m, measured minus fitted depth (H, W); NaN for points that could not be used."""
+    """Return measured minus fitted depth (N,) in m, NaN for points that could not be used."""
     residual = np.full(len(points), np.nan, np.float32)
     residual[usable] = points.depth[usable] - depth[points.rows[usable], points.cols[usable]]
     return residual

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Constants and small statistics of robust estimation that several fits share."""
+"""Constants and statistics of robust estimation that several fits share."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MAD_TO_STD = 1.4826  # standard deviation over median absolute deviation of a no
 
 
 def median(values: NDArray[Any]) -> float:
-    """As np.median of values of any shape, (n,) or (h, w), without NaN; it takes less time."""
+    """Return the median of values of any shape, (n,) or (h, w), without NaN, faster than NumPy."""
     flat = values.ravel()
     middle = len(flat) // 2
     parted = np.partition(flat, middle)
@@ -25,7 +25,7 @@ def median(values: NDArray[Any]) -> float:
 
 
 def quantile(values: NDArray[np.floating], probability: float) -> float:
-    """As np.quantile of (n,) values without NaN, linear between two of them."""
+    """Return the quantile of values (n,) without NaN, with linear interpolation, as np.quantile."""
     place = probability * (len(values) - 1)
     below = int(place)
     above = min(below + 1, len(values) - 1)
@@ -35,16 +35,16 @@ def quantile(values: NDArray[np.floating], probability: float) -> float:
 
 
 def weighted_mean(values: NDArray[Any], weight: NDArray[np.float64]) -> float:
-    """As np.average of (n,) values."""
+    """Return the weighted mean of values (n,), as np.average."""
     return float(values @ weight / weight.sum())
 
 
 def weighted_quantile(
     values: NDArray[np.float64], weight: NDArray[np.float64], probability: float
 ) -> float:
-    """The smallest value whose cumulative weight reaches `probability` (0 to 1) of the total.
+    """Return the smallest value whose cumulative weight is at least `probability` of the total.
 
-    values: (n,), n >= 1. weight: (n,), not negative.
+    values: (n,), n >= 1. weight: (n,), not negative. probability: 0 to 1.
     """
     order = np.argsort(values)
     cumulative_weight = np.cumsum(weight[order])

@@ -2,8 +2,8 @@
 """Maps of fitted surfaces: depth and standard deviation of every pixel from the row of its label.
 
 A row of the table is looked up for every pixel, in bands of image rows whose intermediate results
-fit in the processor's cache. With numba, depth is one compiled loop, four times as fast with the
-same bits.
+fit in the processor's cache. With numba, depth is computed by one compiled loop: four times as
+fast, with identical results.
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ _FULL_STD_PX = 100_000  # larger images get their standard deviation at every se
 
 @dataclass(frozen=True)
 class ImageGrid:
-    """The relative map (H, W) float32; positions of its columns (W,) and rows (H,) in -1..1."""
+    """A relative map and the positions of its pixels.
+
+    relative: (H, W) float32. x: (W,), y: (H,), positions of columns and rows, -1..1.
+    """
 
     relative: NDArray[np.float32]
     x: NDArray[np.float64]
@@ -36,7 +39,7 @@ class ImageGrid:
 
     @classmethod
     def of(cls, relative: NDArray[np.float32]) -> ImageGrid:
-        """The grid of a map (H, W)."""
+        """Return the grid of a map (H, W)."""
         height, width = relative.shape
         return cls(relative, _axis(width), _axis(height))
 
@@ -49,9 +52,9 @@ def depth_map(
     in_disparity: bool,
     max_depth_m: float,
 ) -> NDArray[np.float32]:
-    """Depth of every pixel, (H, W) float32 m; NaN where a label has no surface.
+    """Return the depth of every pixel, (H, W) float32 m; NaN where a label has no surface.
 
-    Computed in float64: if s d and t are large and nearly cancel, float32 loses millimetres.
+    It is computed in float64: if s d and t are large and nearly cancel, float32 loses millimetres.
     """
     depth = np.empty(grid.relative.shape, np.float32)
     paint = _compiled_paint() if labels is not None else None
@@ -86,7 +89,7 @@ def depth_map(
 
 @functools.cache
 def _compiled_paint() -> Callable[..., None] | None:
-    """The loop of depth_map as machine code, cached on disk; None if numba cannot be used."""
+    """Return the loop of depth_map as machine code, cached on disk; None without numba."""
     return compiled(_paint) if find_numba()[0] else None
 
 
@@ -115,7 +118,7 @@ def _paint(
                 if value < min_disparity:
                     value = min_disparity
                 value = 1 / value
-            # NaN is neither below nor above and stays.
+            # Comparisons with NaN are false, so NaN stays.
             if value < low:
                 value = low
             if value > high:
@@ -129,11 +132,11 @@ def std_map(
     table: SurfaceTable,
     depth: NDArray[np.float32],
 ) -> NDArray[np.float32]:
-    """Standard deviation of every pixel, (H, W) float32 m, NaN where depth is NaN.
+    """Return the standard deviation of every pixel, (H, W) float32 m, NaN where depth is NaN.
 
-    spread sqrt(1 + leverage); the leverage of a pixel is 1 / weight + the sum of its squared basis
-    functionals, so it grows away from the fitted points. Large images are computed at every second
-    pixel, because the leverage is smooth.
+    It is spread sqrt(1 + leverage) depth^spread_power. The leverage of a pixel is 1 / weight + the
+    sum of its squared basis functionals, so it grows away from the fitted points. For large images
+    it is computed at every second pixel, because the leverage is smooth.
     """
     step = 2 if depth.size > _FULL_STD_PX else 1
     relative = np.ascontiguousarray(grid.relative[::step, ::step])
@@ -162,8 +165,8 @@ def std_map(
     for _ in range(table.spread_power):
         std *= depth
     if np.isnan(std.min() + depth.min()):
-        # Depth and standard deviation must be unknown at the same pixels, also between the computed
-        # ones.
+        # Depth and standard deviation must be unknown at the same pixels, also at those between the
+        # computed ones.
         worst = np.float32(np.nanmax(std, initial=0))
         std[np.isnan(std) & np.isfinite(table.spread).any()] = worst
         std[np.isnan(depth)] = np.nan
@@ -182,8 +185,8 @@ def feather(
 ) -> None:
     """Blend the parameters of neighbouring regions near seams at which their surfaces nearly meet.
 
-    Changes depth (H, W) m in place. If blending would move a pixel by more than MAX_FEATHER_STEP
-    times its depth, the seam is an edge of the scene and stays as it is. labels: (H, W).
+    Changes depth (H, W) m in place. If blending would change a pixel's depth by more than
+    MAX_FEATHER_STEP of it, the seam is an edge of the scene and the pixel stays. labels: (H, W).
     """
     known: Any = np.isfinite(table.parameters).all(axis=1)
     size = (2 * distance_px + 1,) * 2
@@ -204,7 +207,7 @@ def feather(
 def _blocks(
     labels: NDArray[np.integer] | None, table: SurfaceTable, shape: tuple[int, ...], dtype: type
 ) -> Iterator[tuple[slice, _Look]]:
-    """Bands of rows whose intermediate results fit in the processor's cache."""
+    """Yield bands of rows whose intermediate results fit in the processor's cache."""
     rows = _block_rows(shape)
     buffer: NDArray[Any] = np.empty((rows, shape[1]), dtype)
     for top in range(0, shape[0], rows):
@@ -218,7 +221,7 @@ def _block_rows(shape: tuple[int, ...]) -> int:
 
 
 class _Look:
-    """Looks up the value of each pixel's label in a band of pixels; valid until the next call."""
+    """Look-up of the value of each pixel's label in a band of rows; valid until the next call."""
 
     def __init__(self, labels: NDArray[np.integer] | None, buffer: NDArray[Any], count: int):
         self.buffer = buffer
@@ -229,7 +232,10 @@ class _Look:
             self._table = np.zeros((1, 256), buffer.dtype)
 
     def __call__(self, values: NDArray[Any]) -> Any:
-        """Values (K+1,) of labels -> values of the band's pixels (rows, W), or the only value."""
+        """Return the values (rows, W) of the band's pixels from values (K+1,) of the labels.
+
+        Without labels return the only value.
+        """
         if self._index is None:
             return values[0]
         if self._small:  # twice as fast as take
@@ -240,5 +246,5 @@ class _Look:
 
 
 def _axis(size: int) -> NDArray[np.float64]:
-    """Pixel positions 0..size-1 as -1..1 (a single pixel is at 0)."""
+    """Return pixel positions 0..size-1 scaled to -1..1 (a single pixel is at 0)."""
     return np.linspace(-1.0, 1.0, num=size, dtype=np.float64) if size > 1 else np.zeros(1)
