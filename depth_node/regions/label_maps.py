@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Label maps: made from masks, relabelled, merged; neighbourhood of their regions.
+"""Label maps: creation from masks, renumbering, merging, and the neighbourhood of regions.
 
 A label map is (H, W) int32: 0 = unassigned, 1..K = regions. Two regions are neighbours if they have
 a pair of 4-adjacent pixels (Region-aware Depth Scale Adaptation, arXiv 2507.14879, section 3; where
-the text leaves a choice, a comment names ours).
+the paper leaves a choice, a comment states the choice made here).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def relabel(labels: NDArray[np.integer]) -> Labels:
 
 
 def border_lengths(labels: NDArray[np.integer]) -> sparse.csr_matrix:
-    """Number of 4-adjacent pixel pairs between regions: (K+1, K+1) int32, symmetric.
+    """Return the number of 4-adjacent pixel pairs between regions: (K+1, K+1) int32, symmetric.
 
     Row and column 0 are empty: unassigned pixels have no neighbours.
     """
@@ -48,7 +48,10 @@ def border_lengths(labels: NDArray[np.integer]) -> sparse.csr_matrix:
 
 
 def adjacency(labels: NDArray[np.integer]) -> sparse.csr_matrix:
-    """Neighbouring regions: (K+1, K+1) bool, symmetric; row 0, column 0 and diagonal are empty."""
+    """Return which regions are neighbours: (K+1, K+1) bool, symmetric.
+
+    Row 0, column 0 and the diagonal are empty.
+    """
     one, other, count = _border_pairs(labels)
     # Sorting each pair once is four times faster than border_lengths(labels).astype(bool).
     one, other = np.divmod(np.unique(one * count + other), count)
@@ -61,7 +64,7 @@ def adjacency(labels: NDArray[np.integer]) -> sparse.csr_matrix:
 def _border_pairs(
     labels: NDArray[np.integer],
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
-    """Regions (n,), (n,) of all 4-adjacent pixels of different regions, and K + 1."""
+    """Return both regions, (n,) each, of all 4-adjacent pixels of different regions, and K + 1."""
     labels = _checked(labels)
     count, width = int(labels.max(initial=0)) + 1, labels.shape[1]
     small: Any = np.uint8 if count <= 256 else np.uint16 if count <= 65536 else np.int64
@@ -89,7 +92,7 @@ def merge_small(labels: NDArray[np.integer], min_px: int) -> Labels:
     without gaps; unassigned pixels stay 0.
     """
     labels = _checked(labels)
-    # Runs of equal pixels: a few thousand instead of 300000 pixels.
+    # Work on runs of equal pixels: a few thousand instead of 300000 pixels.
     flat = labels.ravel()
     start = np.concatenate([[0], 1 + np.flatnonzero(flat[1:] != flat[:-1])])
     run_px = np.diff(start, append=labels.size)
@@ -136,7 +139,7 @@ def _joined(
     border: NDArray[np.int64],
     min_px: int,
 ) -> NDArray[np.int64]:
-    """The region (K+1,) that each one belongs to after a round of merge_small.
+    """Return the region (K+1,) to which each region belongs after a round of merge_small.
 
     area: (K+1,) px. one, other, border: (n,) neighbours and the length of their border.
     """
@@ -161,7 +164,7 @@ def _joined(
 
 
 def labels_from_masks(masks: NDArray[np.bool_], config: SegmentationConfig | None = None) -> Labels:
-    """One label map (H, W) from masks (M, H, W) that may overlap.
+    """Make one label map (H, W) from masks (M, H, W) that may overlap.
 
     Masks are painted from large to small, so a pixel gets the smallest mask that covers it (of
     equal masks the first). Masks below `config.min_region_px` are ignored. Pixels without a mask
@@ -186,7 +189,7 @@ def labels_from_masks(masks: NDArray[np.bool_], config: SegmentationConfig | Non
 def labels_from_ids(
     id_image: NDArray[np.integer], config: SegmentationConfig | None = None
 ) -> Labels:
-    """One label map from an image (H, W) of mask ids, 0 = no mask; rules of labels_from_masks."""
+    """Make one label map from an image (H, W) of mask ids, 0 = no mask; see labels_from_masks."""
     config = config or SegmentationConfig()
     labels = relabel(id_image)
     limit = scaled_px(config.min_region_px, *labels.shape)
@@ -198,7 +201,7 @@ def labels_from_ids(
 def labels_from_painting(
     painted: NDArray[np.integer], config: SegmentationConfig | None = None
 ) -> Labels:
-    """One label map (H, W) from masks that prompted_masks.paint has painted over each other.
+    """Make one label map (H, W) from masks that prompted_masks.paint has painted over each other.
 
     painted: (H, W) a number for every mask, 0 = no mask. Other rules as in labels_from_masks.
     """
@@ -208,7 +211,7 @@ def labels_from_painting(
 
 
 def scaled_px(pixels: int, height: int, width: int) -> int:
-    """A pixel count given for 640x480, scaled with the area of the image."""
+    """Scale a pixel count that is given for 640x480 with the area of the image, rounded up."""
     return int(np.ceil(pixels * height * width / REFERENCE_AREA_PX))
 
 

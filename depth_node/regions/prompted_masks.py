@@ -60,14 +60,14 @@ class PromptConfig:
 
 
 def point_grid(per_side: int, height: float, width: float) -> NDArray[np.float32]:
-    """(per_side^2, 2) points (x, y), row by row, at the centres of equal cells of an image."""
+    """Return points (per_side^2, 2), x and y, row by row, at the centres of equal image cells."""
     middle = (np.arange(per_side) + 0.5) / per_side
     x, y = np.meshgrid(middle * width, middle * height)
     return np.stack([x.ravel(), y.ravel()], axis=1).astype(np.float32)
 
 
 def batches(points: NDArray[np.float32], size: int) -> list[NDArray[np.float32]]:
-    """Points (n, 2) in batches of exactly (size, 2); the last batch repeats its last point."""
+    """Divide points (n, 2) into batches of exactly (size, 2); the last repeats its last point."""
     missing = -len(points) % size
     padded = np.concatenate([points, np.repeat(points[-1:], missing, axis=0)])
     return list(padded.reshape(-1, size, 2))
@@ -80,12 +80,13 @@ def select(
     masks: Sequence[Map],
     config: PromptConfig,
 ) -> NDArray[np.intp]:
-    """Indices of the selected masks of n, best first; a mask without a finite box is none.
+    """Return the indices of the selected ones of n masks, best first.
 
-    iou, stability: (n,). boxes: (n, 4) first and last column and row inside: x0, y0, x1, y1. masks:
-    n maps (h, w), above 0 inside; used only with `nms: mask`.
+    A mask whose box is negative or not finite is dropped. iou, stability: (n,). boxes: (n, 4) first
+    and last column and row inside: x0, y0, x1, y1. masks: n maps (h, w), above 0 inside; used only
+    with `nms: mask`.
     """
-    # Where a decoder overflowed: a cast of NaN to whole pixels differs between processors.
+    # A decoder that overflowed gives NaN, whose cast to integers differs between processors.
     boxed = np.isfinite(boxes).all(axis=1) & (boxes >= 0).all(axis=1)
     good = np.flatnonzero(boxed & (iou > config.min_iou) & (stability >= config.min_stability))
     order = good[np.argsort(-iou[good], kind="stable")]
@@ -97,7 +98,7 @@ def select(
 
 
 def box_overlap(boxes: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(n, n) intersection over union of boxes (n, 4) of first and last column and row inside."""
+    """Return the (n, n) intersection over union of boxes (n, 4), as in select()."""
     first, last = boxes[:, :2].T, boxes[:, 2:].T + 1
     area = (last[0] - first[0]) * (last[1] - first[1])
     shared = [
@@ -109,7 +110,10 @@ def box_overlap(boxes: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def mask_overlap(masks: Sequence[Map]) -> NDArray[np.float32]:
-    """(n, n) intersection over union of masks (h, w), above 0 inside, on every 4th pixel."""
+    """Return the (n, n) intersection over union of masks (h, w), above 0 inside.
+
+    It is computed on every 4th row and column.
+    """
     if not len(masks):
         return np.zeros((0, 0), np.float32)
     step = slice(_MASK_STEP // 2, None, _MASK_STEP)
@@ -120,7 +124,7 @@ def mask_overlap(masks: Sequence[Map]) -> NDArray[np.float32]:
 
 
 def suppressed(overlap: NDArray[np.float32], limit: float) -> NDArray[np.intp]:
-    """Greedy non-maximum suppression of (n, n) overlaps: indices that are not suppressed."""
+    """Return the indices that greedy non-maximum suppression of (n, n) overlaps leaves."""
     too_near = overlap > limit
     alive = np.ones(len(overlap), bool)
     selected = []
@@ -167,7 +171,7 @@ def _area(mask: Map, box: NDArray[np.int64]) -> int:
 def _enlarged(
     mask: Map, box: NDArray[np.float32], extent: tuple[float, float], height: int, width: int
 ) -> tuple[tuple[slice, slice], NDArray[np.uint8]]:
-    """Window of the image around a mask's box, and the mask inside it, 0 or 1."""
+    """Return the window of the image around a mask's box, and the mask in it, 0 or 1."""
     rows = _Axis.about(box[1], box[3], extent[0], len(mask), height)
     cols = _Axis.about(box[0], box[2], extent[1], mask.shape[1], width)
     source = mask[rows.source, cols.source]
@@ -192,7 +196,7 @@ def _enlarged(
 
 @dataclass(frozen=True)
 class _Axis:
-    """Corresponding pixels of a map and of the image along one axis.
+    """The correspondence of pixels of a map and of the image along one axis.
 
     The window begins at image pixel `first` and has `count` pixels, of which the last may lie
     outside. Its pixel t lies at step * t + shift of the source. whole: source and window cover
@@ -208,7 +212,7 @@ class _Axis:
 
     @classmethod
     def about(cls, low: float, high: float, extent: float, length: int, size: int) -> _Axis:
-        """The part of a map of `length` pixels that contains its pixels low to high.
+        """Return the part of a map of `length` pixels that contains its pixels low to high.
 
         One more pixel on each side is included, also beyond the end of the image.
         """
@@ -231,7 +235,7 @@ class _Axis:
 
 
 def edges_to_ids(edges: Map, level: float, radius_px: float) -> NDArray[np.int32]:
-    """Regions between the edges of a dense edge map: (h, w) int32, every pixel in a region 1..K.
+    """Segment an image along a dense edge map: (h, w) int32, every pixel in a region 1..K.
 
     edges: (h, w) strength of an edge, 0 to 1; NaN counts as 0. Seeds are the pixels below `level`
     that are farther than `radius_px` from every edge (so that a gap of twice that width in an edge
@@ -253,7 +257,7 @@ def edges_to_ids(edges: Map, level: float, radius_px: float) -> NDArray[np.int32
 
 
 def _flooded(strength: Map, seeds: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Watershed by height: seeds (0 = none) grow level by level until every pixel has a label.
+    """Grow seeds (0 = none) level by level until every pixel has a label: a watershed by height.
 
     The watersheds of scipy and OpenCV compare neighbouring pixels and cross a gentle slope. If
     several labels reach a pixel at one level, it gets the largest one.

@@ -29,12 +29,12 @@ Map = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class _Key:
-    """The last segmented image, small and grey, its regions, and the flow to it."""
+    """The last segmented image, reduced and grey, its regions, and the flow to it."""
 
     grey: NDArray[np.uint8]
     labels: Labels
     flow: Map | None = None  # (h, w, 2) px of the small image, from the last image to the key
-    age: int = 0  # number of images since
+    age: int = 0  # number of images since the key
 
 
 class RegionMemory:
@@ -45,9 +45,10 @@ class RegionMemory:
         self.changed = 0.0  # fraction of changed pixels of the last image
 
     def carried(self, image: NDArray[np.uint8], config: SegmentationConfig) -> Labels | None:
-        """Regions of an (H, W, 3) uint8 RGB image from the key, None if it must be segmented.
+        """Return the regions of an (H, W, 3) uint8 RGB image, propagated from the key.
 
-        (H, W) int32, 1..K without gaps. After a segmentation call keep() with its regions.
+        They are (H, W) int32, 1..K without gaps; None if the image must be segmented. After a
+        segmentation call keep() with its regions.
         """
         key = self._key
         if key is None or config.every == 1 or key.labels.shape != image.shape[:2]:
@@ -70,7 +71,7 @@ class RegionMemory:
 
 
 def small_grey(image: NDArray[np.uint8], longest_px: int = SMALL_PX) -> NDArray[np.uint8]:
-    """(H, W, 3) uint8 RGB -> (h, w) uint8 grey, whose longer side has at most longest_px pixels."""
+    """Reduce (H, W, 3) uint8 RGB to (h, w) uint8 grey; its longer side is at most longest_px."""
     height, width = image.shape[:2]
     scale = min(1.0, longest_px / max(height, width))
     size = max(1, round(width * scale)), max(1, round(height * scale))
@@ -79,7 +80,7 @@ def small_grey(image: NDArray[np.uint8], longest_px: int = SMALL_PX) -> NDArray[
 
 
 def _source_pixels(flow: Map) -> tuple[Map, Map]:
-    """Columns and rows (h, w) in the key that a flow (h, w, 2) points to."""
+    """Return the columns and rows (h, w) in the key to which a flow (h, w, 2) points."""
     height, width = flow.shape[:2]
     cols = flow[..., 0] + np.arange(width, dtype=np.float32)
     rows = flow[..., 1] + np.arange(height, dtype=np.float32)[:, None]
@@ -87,7 +88,7 @@ def _source_pixels(flow: Map) -> tuple[Map, Map]:
 
 
 def _changed(grey: NDArray[np.uint8], key: NDArray[np.uint8], flow: Map) -> float:
-    """Fraction of pixels whose grey differs from their source pixel, or whose source is outside."""
+    """Return the fraction of pixels whose grey differs from their source, or is outside the key."""
     cols, rows = _source_pixels(flow)
     source = cv2.remap(key, cols, rows, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     other = cv2.absdiff(grey, source) > GREY_STEP
@@ -97,7 +98,7 @@ def _changed(grey: NDArray[np.uint8], key: NDArray[np.uint8], flow: Map) -> floa
 
 
 def follow(labels: Labels, flow: Map) -> Labels:
-    """Regions (H, W) of the source pixels of a flow (h, w, 2), in px of the flow's size."""
+    """Return the regions (H, W) of the source pixels of a flow (h, w, 2), in px of its own size."""
     height, width = labels.shape
     scale = np.array([width / flow.shape[1], height / flow.shape[0]], np.float32)
     large = np.asarray(cv2.resize(flow, (width, height)), np.float32) * scale

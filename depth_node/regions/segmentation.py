@@ -14,8 +14,8 @@ from scipy.sparse import csgraph
 from depth_node.regions.label_maps import REFERENCE_AREA_PX, Labels
 from depth_node.regions.settings import SegmentationConfig
 
-DEPTH_WEIGHT = 0.15  # of the prediction, in mean deviations from its median, against Lab / 100
-BLUR_CELLS = 0.7  # standard deviation
+DEPTH_WEIGHT = 0.15  # of the prediction, in mean deviations from its median, relative to Lab / 100
+BLUR_CELLS = 0.7  # standard deviation of the blur of the cells
 
 
 def segment(
@@ -23,7 +23,7 @@ def segment(
     prediction_values: NDArray[np.floating] | None = None,
     config: SegmentationConfig | None = None,
 ) -> Labels:
-    """Regions of an image without a network: (H, W) int32, every pixel in a region 1..K.
+    """Segment an image without a network: (H, W) int32, every pixel in a region 1..K.
 
     image: (H, W, 3) uint8 RGB. prediction_values: (H, W) output of a depth network in any of its
     spaces, NaN unknown; with it, edges of depth count as well as edges of colour.
@@ -67,7 +67,10 @@ def segment(
 
 
 def _levelled(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """A prediction (h, w) in mean deviations from its median, compressed by asinh; unknown: 0."""
+    """Return a prediction (h, w) in mean deviations from its median, compressed by asinh.
+
+    Unknown values become 0.
+    """
     known = np.isfinite(values)
     if not known.any():
         return np.zeros_like(values)
@@ -75,8 +78,8 @@ def _levelled(values: NDArray[np.float32]) -> NDArray[np.float32]:
     deviation = float(np.abs(centred[known]).mean())
     if not 0 < deviation < np.inf:
         return np.zeros_like(values)
-    # Depth has a long tail of far values, disparity of near ones; asinh makes edges
-    # there count alike.
+    # Depth has a long tail of far values, disparity of near ones; asinh gives edges in the tail
+    # a weight similar to that of others.
     return np.where(known, np.arcsinh(centred / np.float32(deviation)), np.float32(0))
 
 
