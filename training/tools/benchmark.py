@@ -29,6 +29,7 @@ from rich.console import Console
 
 from depth_node import config
 from training import recipes, renamed_settings
+from training.checkpoints import TrainingError
 from training.loop import run
 from training.recipe import LoopConfig, Recipe
 
@@ -138,9 +139,22 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def command(args: argparse.Namespace, console: Console) -> None:
-    """Print images per second and peak memory of both loops, and the ratio of their speeds."""
+    """Print images per second and peak memory of both loops, and the ratio of their speeds.
+
+    Raises TrainingError if no turn can be timed.
+    """
+    if min(args.turn, args.steps) < 1:
+        raise TrainingError(
+            f"--turn is {args.turn} and --steps {args.steps}: give 1 or more for both."
+        )
     module = recipes.find(args.recipe)
     cfg = renamed_settings.load(module.Config, args.config, args.overrides)
+    least = WARM_STEPS + args.turn + 1  # a turn ends where the next step begins
+    if cfg.loop.steps < least:
+        raise TrainingError(
+            f"loop.steps is {cfg.loop.steps}, in which no turn of {args.turn} steps can be timed:"
+            f" set it to {least} or more."
+        )
     settings = config.to_dict(cfg)
 
     def build() -> Recipe:

@@ -9,7 +9,9 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="training needs torch (requirements-training.txt)")
 from depth_node import config
+from tests.helpers import REPO
 from tests.helpers.toy import Toy, settings, train
+from training.__main__ import main
 from training.tools import benchmark
 
 
@@ -35,3 +37,20 @@ def test_the_benchmark_takes_turns() -> None:
     assert len(ours) == len(theirs) == 3
     assert min(ours + theirs) > 0
     assert len(made) == 2
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--turn", "0"], "--turn is 0"),
+        (["--steps", "0"], "--steps 0"),
+        (["loop.steps=5"], "loop.steps is 5, in which no turn of 2 steps can be timed"),
+    ],
+)
+def test_a_benchmark_without_a_turn_is_refused(
+    more: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config_file = REPO / "training" / "configs" / "debug.yaml"
+    words = ["benchmark", "supervised", "--config", str(config_file)]
+    assert main([*words, *more]) == 1
+    assert message in capsys.readouterr().err
