@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fixtures of the engine's tests: a tiny model, and the GPU, played and real."""
+"""Fixtures of the engine's tests: a tiny model, and a simulated and a real GPU."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def model(tmp_path: Path) -> Path:
 
 @pytest.fixture(params=["cpu", pytest.param("gpu", marks=pytest.mark.gpu)])
 def cuda(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """The module depth_node.engine.cuda on a played machine, and on a real one."""
+    """The module depth_node.engine.cuda on a simulated machine, and on a real GPU."""
     if request.param == "cpu":
         from tests.helpers.gpu_on_cpu import Machine
 

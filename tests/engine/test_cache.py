@@ -99,7 +99,7 @@ def test_a_failed_build_leaves_no_engine(cache: EngineCache) -> None:
 def test_another_process_that_shrinks_the_cache_too_is_no_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A file goes between two looks at it."""
+    """The file is deleted after it was listed and before its size is read."""
     cache = EngineCache(tmp_path, 250)
     other = cache.obtain(dataclasses.replace(IDENTITY, gpu="Another"), lambda: b"x" * 100)
     exists = Path.exists
@@ -120,12 +120,12 @@ def test_the_engine_not_used_for_longest_goes_first(tmp_path: Path) -> None:
     for number, identity in enumerate(identities[:3]):
         entry = cache.obtain(identity, lambda: b"x" * 100)
         os.utime(entry.path, (number, number))
-        if number == 1:  # used again: now the youngest
+        if number == 1:  # used again, so it is now the most recently used
             os.utime(cache.obtain(identities[0], never).path, (9, 9))
-    # The third was one too many: the second, not used since, had to go.
+    # The third exceeded the limit, so the second, the least recently used, was deleted.
     left = {fact["identity"]["gpu"] for fact in cache.entries()}
     assert left == {"GPU 0", "GPU 2"}
-    cache.obtain(identities[3], lambda: b"x" * 1000)  # too large alone, and still kept
+    cache.obtain(identities[3], lambda: b"x" * 1000)  # above the limit by itself, but kept
     assert [fact["identity"]["gpu"] for fact in cache.entries()] == ["GPU 3"]
     assert {path.suffix for path in tmp_path.iterdir()} == {".engine", ".json", ".lock"}
 
@@ -189,7 +189,7 @@ def test_a_damaged_json_file_is_neither_listed_nor_believed(cache: EngineCache, 
 def test_what_is_no_file_in_the_cache(
     cache: EngineCache, tmp_path: Path, ending: str, kind: str
 ) -> None:
-    """Never a hang, a traceback or a file written through a link."""
+    """No hang, no traceback, and no file is written through a link."""
     victim = tmp_path / "victim"
     victim.write_text("precious")
     path = cache.obtain(IDENTITY, lambda: b"plan").path.with_suffix(ending)
@@ -228,7 +228,7 @@ def test_the_folder_is_for_its_owner_and_temporary_names_cannot_be_guessed(
 
 @pytest.mark.parametrize("count", [200, pytest.param(2000, marks=pytest.mark.slow)])
 def test_mutants_of_a_cache_entry(cache: EngineCache, count: int) -> None:
-    """Whatever becomes of its two files: the engine that was built, or it is built anew."""
+    """With any damage to its two files the cache returns the built engine or builds it again."""
     made = cache.obtain(IDENTITY, lambda: b"plan of the engine" * 20)
     paths = (made.path, made.path.with_suffix(".json"))
     whole = [path.read_bytes() for path in paths]
@@ -252,7 +252,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
 def test_the_folder_by_xdg(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert EngineCache.of("", 1).folder == tmp_path / "depth_node" / "engines"
-    monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # the specification: to be ignored
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # the XDG specification says: ignore it
     assert EngineCache.of("", 1).folder == Path.home() / ".cache" / "depth_node" / "engines"
     assert EngineCache.of("~/mine", 1).folder == Path.home() / "mine"
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sentences name a command that works where they are read."""
+"""Error messages name a command that works on the machine where they are read."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_the_command_by_how_the_package_was_installed(
 
 
 def test_sentences_of_the_engine_ask_for_the_command() -> None:
-    """No literal command in a sentence; descriptions of parameters are the same everywhere."""
+    """No error message has a literal command; descriptions of parameters may have one."""
     literal = re.compile(r"`depth_tools (models|doctor|parameters)")
     folders = [REPO / "depth_node" / name for name in ("engine", "model_zoo")]
     for path in sorted(path for folder in folders for path in folder.glob("*.py")):

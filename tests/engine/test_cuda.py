@@ -74,7 +74,7 @@ def test_a_graph_replays_and_a_failed_capture_ends(machine: Machine) -> None:
 
         array[...], back[...] = 1, 0
         launch = gpu.capture(work)
-        np.testing.assert_array_equal(back, 0)  # recorded, not done
+        np.testing.assert_array_equal(back, 0)  # captured, not executed
         array[...] = 2
         launch()
         np.testing.assert_array_equal(back, 2)
@@ -118,7 +118,7 @@ def test_out_of_memory_says_how_much(machine: Machine) -> None:
         gpu.allocate(60_000_000, "the first")
         with pytest.raises(EngineError, match=r"the second .GPU memory. needs 60 MB and 40 of the"):
             gpu.allocate(60_000_000, "the second")
-        gpu.allocate(30_000_000, "a third")  # the error did not stay
+        gpu.allocate(30_000_000, "a third")  # the error was cleared
 
 
 def test_an_error_of_the_device_has_its_name(machine: Machine) -> None:
@@ -141,7 +141,7 @@ def test_a_gpu_newer_than_nvrtc_and_one_too_old(machine: Machine) -> None:
 
 
 def test_the_played_machine_is_as_large_as_the_tables(machine: Machine) -> None:
-    """It has what USED names, and nothing that the tables do not allow is needed."""
+    """It has everything that USED names, so the tables list all that is needed."""
     import ast
 
     source = Path(gpu_kernels.__file__).with_name("cuda.py").read_text()

@@ -33,7 +33,7 @@ SIZES = [(60, 80), (97, 131), (120, 168), (201, 320), (270, 480)]
 @pytest.mark.parametrize("resize", RESIZES)
 @pytest.mark.parametrize("size", SIZES)
 def test_the_twin_is_to_tensor(interpolation: str, resize: str, size: tuple[int, int]) -> None:
-    """The same pixels, but for a few that OpenCV rounds otherwise by one grey level."""
+    """The pixels are equal, except for a few that OpenCV rounds differently by one grey level."""
     spec = InputSpec(120, 168, resize=resize, interpolation=interpolation, scale=1.0)
     image = sample_image(*size)
     step = np.abs(
@@ -106,7 +106,7 @@ def test_the_kernel_is_its_twin(cuda: Any, dtype: str, interpolation: str, resiz
 
 
 def test_half_precision_is_rounded_as_numpy_does(cuda: Any) -> None:
-    """Every kind of number: pixels of one channel run through gains of all sizes."""
+    """Covers all kinds of numbers: pixels of one channel are multiplied by gains of all sizes."""
     image = np.arange(256, dtype=np.uint8).repeat(3).reshape(1, 256, 3)
     for gain in (1.0, 1e-3, 1e-7, 1e-9, 255.9, 257.1, 65504 / 255, 1e3, 1e38):
         spec = InputSpec(1, 256, scale=gain, dtype="float16", mean=(0.3 * gain, 0.0, -gain))
@@ -119,14 +119,14 @@ def test_half_precision_is_rounded_as_numpy_does(cuda: Any) -> None:
             gpu.download(pinned, place)
             gpu.wait()
             expected = gpu_kernels.image_to_tensor(image, how)
-            # A GPU multiplies and adds in one step, so the number before rounding may differ.
+            # A GPU multiplies and adds in one step, so the value before rounding can differ.
             bits = pinned.view(np.int16).astype(int) - expected.view(np.int16).astype(int)
         assert np.abs(bits).max() <= 1
         assert (bits != 0).mean() < 0.02
 
 
 def surfaces(labels: int, rng: np.random.Generator) -> SurfaceTable:
-    """Random rows of the shape that a fit of regions makes; one label without an answer."""
+    """Random table of the shape that a fit of regions has; one label has no surface."""
     parameters = rng.uniform(-0.2, 0.2, (labels, 4))
     parameters[:, 0] += 1
     parameters[:, 3] += 2
@@ -173,13 +173,13 @@ def test_regions_kernel_is_its_twin(cuda: Any, least: float, labelled: bool) -> 
         applied.close()
     np.testing.assert_allclose(found, expected, rtol=1e-6)
     assert np.isnan(found[3, 4])
-    if labelled:  # a label that the table has not is unknown, not another's depth
+    if labelled:  # a label that the table does not have gives NaN, not another label's depth
         assert labels is not None and np.isnan(found[(labels < 0) | (labels >= 6)]).all()
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_field_twin_is_the_fields_own_depth(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The grid that field.solve enlarges at its end, caught, gives its depth by the twin."""
+    """The twin computes the depth of field.solve from the grid that it enlarges at its end."""
     rng = np.random.default_rng(3)
     rows, cols = np.mgrid[0:60, 0:80]
     truth = (2 + np.sin(cols / 9) * np.cos(rows / 7)).astype(np.float32)

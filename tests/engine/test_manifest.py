@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Manifests: what a model file is, and every sentence of a refusal."""
+"""Manifests: loading, saving, hashes, and the error messages of all refusals."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that are no network, or not a whole one: the true cause and a cure, in one sentence."""
+"""Files that are not a network or incomplete: one sentence with the true cause and a cure."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.helpers.refusals import refusal
 
 
 def with_weights(path: Path, location: str = "net.onnx.data") -> Path:
-    """A model whose weights lie in a file of their own."""
+    """A model whose weights are in a separate file."""
     made = graph(
         [("MatMul", ["image", "w"], ["out"])], {"w": np.ones((12, 200), np.float32)}, opset=18
     )
@@ -34,7 +34,7 @@ def with_weights(path: Path, location: str = "net.onnx.data") -> Path:
 
 
 def renamed_weights(path: Path, location: str) -> Path:
-    """The same, but the model says that they lie at another place."""
+    """The same, but the model names another place for its weights."""
     made = onnx.load(str(with_weights(path)), load_external_data=False)
     made.graph.initializer[0].external_data[0].value = location
     path.write_bytes(made.SerializeToString())
@@ -43,7 +43,7 @@ def renamed_weights(path: Path, location: str) -> Path:
 
 @pytest.mark.parametrize("location", ["net.onnx.data", "weights.bin"])
 def test_model_without_its_file_of_weights(tmp_path: Path, location: str) -> None:
-    """Every door says the same: the tool, the node's, the converter's; not "wrong hash"."""
+    """The tool, the node and the converter give the same message, and it is not "wrong hash"."""
     path = with_weights(tmp_path / "net.onnx", location)
     assert external_weights(path) == {location: 12 * 200 * 4}
     write_manifest(path, "depth_metric")

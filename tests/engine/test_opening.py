@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The order of back ends, what is passed over, and what is never silently the CPU.
+"""Order of the back ends, skipped back ends, and no silent fallback to the CPU.
 
-ONNX Runtime plays every engine here, through the same door.
+ONNX Runtime on the CPU stands in for every engine here.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def model(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def played(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
-    """Every back end but the CPU is "not here"; tests put what they like in their place."""
+    """Every back end except the CPU is "not here"; tests replace the ones that they need."""
     table = dict(opening._BACKENDS)
     for name in table:
         if name != REFERENCE:
@@ -53,7 +53,7 @@ def _never(job: OpenRequest) -> Any:
 
 
 class Played(ort.OrtEngine):
-    """ONNX Runtime on the CPU that calls itself otherwise, and may bend what it says."""
+    """ONNX Runtime on the CPU under another name; its outputs are multiplied by 1 + bend."""
 
     def __init__(self, job: OpenRequest, backend: str, bend: float = 0.0) -> None:
         self._bend = bend
@@ -141,7 +141,7 @@ def test_a_back_end_that_fails_to_start_is_passed_over(played: dict, model: Path
 def test_an_engine_that_is_wrong_is_no_reason_for_the_next_back_end(
     played: dict, model: Path
 ) -> None:
-    """A wrong answer is not a missing back end: only on_failure says what then."""
+    """Wrong outputs do not make a back end missing: only on_failure decides what is done."""
     opened: list[Played] = []
     played["tensorrt"] = usable("tensorrt", bend=0.1, opened=opened)
     with pytest.raises(EngineError, match=r"relative error 10.00% is above 0.50%"):
@@ -157,7 +157,7 @@ def test_an_engine_that_is_wrong_is_no_reason_for_the_next_back_end(
 def test_an_engine_is_closed_whatever_ends_its_check(
     played: dict, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also by Ctrl-C, which is no EngineError: a robot's GPU has no memory to lose."""
+    """Also if Ctrl-C ends it, which is not an EngineError; the engine would keep GPU memory."""
     opened: list[Played] = []
     played["tensorrt"] = usable("tensorrt", opened=opened)
 
@@ -202,7 +202,7 @@ def test_a_half_installed_back_end_has_a_sentence(
 
 
 def test_an_old_cuda_python_is_told_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before 12.6 it had `cuda` without `cuda.bindings`."""
+    """Before 12.6 cuda-python had `cuda` without `cuda.bindings`."""
     asked: list[str] = []
 
     def found(name: str) -> object | None:
@@ -257,7 +257,7 @@ def test_a_provider_that_this_onnxruntime_has_not(
 def test_a_gpu_provider_is_never_silently_the_cpu(
     model: Path, provider: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A real session, which ONNX Runtime itself lets fall back to the CPU without an error."""
+    """A real session, for which ONNX Runtime itself falls back to the CPU without an error."""
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("this onnxruntime may really run on a GPU")
     wanted = ort._PROVIDERS[provider][0]
@@ -280,7 +280,7 @@ def test_the_job_of_a_back_end_is_the_copy_it_is_to_run(played: dict, model: Pat
     assert dataclasses.replace(job, progress=None) == job
 
 
-# --- a network that never comes to an end
+# --- a network with an endless loop
 
 
 ENDLESS = """
@@ -324,7 +324,7 @@ def test_a_network_that_never_ends_says_what_is_being_tried(tmp_path: Path) -> N
     path = tmp_path / "endless.onnx"
     command = [sys.executable, "-c", ENDLESS, str(path)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    patience = threading.Timer(60, process.kill)  # without the warning the line never comes
+    patience = threading.Timer(60, process.kill)  # without the warning no line would arrive
     patience.start()
     try:
         assert process.stderr is not None

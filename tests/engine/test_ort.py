@@ -37,7 +37,7 @@ def test_engine_runs_the_model_as_the_manifest_says(model: Path) -> None:
         np.testing.assert_allclose(output, 2 * tensor.mean(axis=1), rtol=1e-6)
         kept = output.copy()
         engine.run(np.zeros_like(tensor))
-        np.testing.assert_array_equal(output, kept)  # the array is the caller's
+        np.testing.assert_array_equal(output, kept)  # the next run does not change the output
 
 
 def test_closed_engine_says_so(model: Path) -> None:
@@ -94,7 +94,7 @@ def test_embedded_name_opens_the_packages_network(
 
 @pytest.mark.parametrize("content", [b"", b"not a model at all", b"%PDF-1.4 no", None])
 def test_not_onnx(model: Path, content: bytes | None) -> None:
-    """Damaged files whose hash was written into the manifest all the same; None: truncated."""
+    """Damaged files with a manifest that has their hash; None: a truncated file."""
     whole = model.read_bytes()
     model.write_bytes(whole[:-40] if content is None else content)
     rewrite(model, sha256=model_sha256(model))
@@ -162,7 +162,7 @@ def test_fastdepth_gives_metres(shared: Path, tmp_path: Path) -> None:
 def test_cuda_and_cudnn_that_pip_installed_are_loaded_first(
     model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The loader does not look into site-packages, so that the provider would not start."""
+    """The dynamic loader does not look into site-packages, so the provider would not start."""
     events: list[str] = []
 
     def preload() -> None:

@@ -52,7 +52,7 @@ def test_other_types(dtype: str) -> None:
 
 def test_area_averages_when_shrinking() -> None:
     image = np.zeros((40, 40, 3), np.uint8)
-    image[::2] = 200  # finer than the network sees: its mean, no moiré
+    image[::2] = 200  # finer than the tensor's pixels: the result is the mean, without moiré
     tensor = to_tensor(image, InputSpec(10, 10, scale=1.0))
     np.testing.assert_array_equal(tensor, 100.0)
 
@@ -60,7 +60,7 @@ def test_area_averages_when_shrinking() -> None:
 def test_enlarging_is_smooth() -> None:
     image = np.repeat(np.arange(0, 160, 10, dtype=np.uint8)[None, :, None], 3, axis=2)
     tensor = to_tensor(np.repeat(image, 8, axis=0), InputSpec(64, 128, scale=1.0))
-    assert np.abs(np.diff(tensor[0, 0], axis=1)).max() <= 2  # in steps it would be 10
+    assert np.abs(np.diff(tensor[0, 0], axis=1)).max() <= 2  # nearest neighbours would give 10
 
 
 def test_letterbox_keeps_the_aspect_and_pads_with_zero() -> None:
@@ -90,7 +90,7 @@ def test_crop_takes_the_middle() -> None:
 @pytest.mark.parametrize("size", [(48, 96), (96, 48), (61, 83), (32, 40), (480, 640)])
 @pytest.mark.parametrize("shrunk", [1, 2])
 def test_what_goes_in_comes_back_in_place(resize: str, size: tuple, shrunk: int) -> None:
-    """A network that returns its input: the map comes back where it was, NaN where cut off."""
+    """For a network that returns its input the map is where it was, and NaN where it is cut off."""
     height, width = size
     spec = InputSpec(64, 80, resize=resize, scale=1.0)
     values = ramp(height, width)
@@ -105,7 +105,7 @@ def test_what_goes_in_comes_back_in_place(resize: str, size: tuple, shrunk: int)
         assert known.any(axis=0).all() or known.any(axis=1).all()
     else:
         assert known.all()
-    # A pixel or two from the border of a letterbox the padding is mixed in.
+    # Within two pixels of the border of a letterbox the padding is mixed in.
     edge = np.zeros_like(known)
     rows, cols = np.nonzero(known)
     inset = max(6, 6 * max(height // 64, width // 80))
@@ -189,17 +189,17 @@ def test_a_shrunk_picture_is_the_mean_of_its_areas() -> None:
     np.testing.assert_array_equal(resize_image(image, 6, 8), image)
 
 
-# --- the rules of networks' makers, each against its own words in OpenCV
+# --- the rules of networks' authors, each compared with their own code in OpenCV
 
 
 def nearest_multiple(side: int, multiple: int) -> int:
-    """Halves upwards."""
+    """Rounds halves upwards."""
     low = side // multiple * multiple
     return low + multiple if low + multiple - side <= side - low else low
 
 
 def makers_longest_side(image: np.ndarray, longest: int, multiple: int) -> np.ndarray:
-    """What Depth Anything 3 does: the longest side, then multiples; area down, cubic up."""
+    """As Depth Anything 3: longest side first, then multiples; area to shrink, cubic to grow."""
     height, width = image.shape[:2]
     scale = longest / max(height, width)
     if max(height, width) != longest:
@@ -232,7 +232,7 @@ def test_longest_side_is_the_makers_rule(size: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("size", [(480, 640), (640, 480), (375, 1242), (200, 200)])
 def test_longest_side_in_a_tensor_of_another_shape(size: tuple[int, int]) -> None:
-    """Its place is the corner; what comes back lies where it was."""
+    """The image is in the corner, and the output returns to where it was."""
     spec = InputSpec(
         280, 504, scale=1.0, resize="longest_side", interpolation="area_cubic", multiple=14
     )
@@ -250,7 +250,7 @@ def test_longest_side_in_a_tensor_of_another_shape(size: tuple[int, int]) -> Non
 
 @pytest.mark.parametrize("size", [(480, 640), (100, 120), (480, 120)])
 def test_area_cubic_with_stretch(size: tuple[int, int]) -> None:
-    """Area where both sides shrink, cubic where one grows."""
+    """Area interpolation if both sides shrink, cubic if one grows."""
     image = sample_image(*size)
     up = size[0] < 252 or size[1] < 336
     how = cv2.INTER_CUBIC if up else cv2.INTER_AREA

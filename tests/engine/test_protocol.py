@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Models of several inputs and outputs, such as a prompt decoder, behind the same door."""
+"""Models with several inputs and outputs, such as a prompt decoder, through the same protocol."""
 
 from __future__ import annotations
 

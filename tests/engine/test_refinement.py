@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The shipped network that refines the field: its file, its range, its scale, its worth."""
+"""The shipped network that refines the field: its file, output range, scale and benefit."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_damaged_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_it_cannot_be_forgotten(room: Room) -> None:
-    """A field without it is a plausible answer to another question."""
+    """Without the argument the field would silently not be refined, and look plausible."""
     with pytest.raises(TypeError, match="refiner"):
         fit(weak(room), measure(room, 50), image=room.image, config=FIELD)  # type: ignore[call-arg]
 

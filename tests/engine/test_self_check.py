@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The figures of the self-check: how near an output is to the reference's."""
+"""The figures of the self-check: how close an output is to the reference's."""
 
 from __future__ import annotations
 

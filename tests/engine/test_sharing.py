@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Engines shared by several users: one in memory, runs in turn, closed by the last."""
+"""Engines shared by several users: one in memory, serialised runs, closed by the last user."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def settings(tmp_path: Path) -> ModelConfig:
 
 
 class Watched(Closeable):
-    """An engine whose runs last until they may go on, and which notes two at once."""
+    """An engine whose runs wait for an event, and which fails if two run at once."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -61,7 +61,7 @@ class Watched(Closeable):
 
 
 class Opened:
-    """An opener that counts."""
+    """An opener that keeps all engines that it opened."""
 
     def __init__(self) -> None:
         self.engines: list[Watched] = []
@@ -103,7 +103,7 @@ def test_a_network_is_freed_by_its_last_user_and_read_anew_after(settings: Model
     shared = SharedEngines(opened)
     one, two = shared.open(settings, EngineConfig()), shared.open(settings, EngineConfig())
     one.close()
-    one.close()  # twice is once
+    one.close()  # a second call does nothing
     assert not opened.engines[0].closed
     with pytest.raises(EngineError, match="is closed"):
         one.run(tensor_of(one, 0.0))
@@ -115,7 +115,7 @@ def test_a_network_is_freed_by_its_last_user_and_read_anew_after(settings: Model
 
 
 def test_runs_take_turns_in_the_order_of_asking(settings: ModelConfig) -> None:
-    """A user that asks again and again comes after those who waited."""
+    """A user that asks again comes after those that were waiting."""
     opened = Opened()
     shared = SharedEngines(opened)
     users = [shared.open(settings, EngineConfig()) for _ in range(3)]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""engine/trt.py from the settings to the answer, on a played machine (gpu_on_cpu.py).
+"""engine/trt.py from the settings to the outputs, on a simulated machine (gpu_on_cpu.py).
 
-The network is run by ONNX Runtime, the kernels are the real ones; build, cache, deserialising,
-buffers, graph, self-check and every refusal go the way that they go on a robot.
+ONNX Runtime runs the network, and the kernels are the real ones; build, cache, deserialisation,
+buffers, graph, self-check and all refusals use the same code as on a robot.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def test_it_answers_as_onnx_runtime_does(machine: Machine, model: Path, options:
             np.testing.assert_allclose(engine.run(tensor), r.run(tensor), rtol=1e-6)
             named = engine.run_named({"image": tensor})
             np.testing.assert_allclose(named["depth"], r.run(tensor), rtol=1e-6)
-        np.testing.assert_array_equal(first, 0)  # the array is the caller's
+        np.testing.assert_array_equal(first, 0)  # the next run does not change the output
         details = engine.details
         assert details["version"] == "10.13.3.9"
         assert details["cuda graph"] == "yes"
@@ -76,7 +76,7 @@ def test_it_answers_as_onnx_runtime_does(machine: Machine, model: Path, options:
 
 
 def test_pictures_go_through_the_kernel(machine: Machine, model: Path, options: dict) -> None:
-    """Of several sizes, back and forth; the answer is that of the CPU's own resizing."""
+    """Images of changing sizes; the outputs equal those with resizing on the CPU."""
     with (
         open_engine(model, **options) as engine,
         open_engine(model, backend="onnxruntime-cpu") as r,
@@ -192,7 +192,7 @@ def test_an_interrupted_build_ends_and_leaves_nothing(
     assert not list(Path(options["cache_dir"]).glob("*.engine"))
 
 
-# --- what must be built anew
+# --- what must be built again
 
 
 def test_another_tensorrt_gpu_model_or_option_is_another_engine(
@@ -253,7 +253,7 @@ def test_a_broken_engine_is_built_anew_or_refused(
 def test_a_whole_engine_that_tensorrt_does_not_take(
     machine: Machine, model: Path, options: dict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The version in its name is right, and yet: it is forgotten and built once more."""
+    """The version in its key is right, but TensorRT refuses it: it is deleted and built again."""
     build_engine(model, cache_dir=options["cache_dir"])
     import tensorrt
 
@@ -269,7 +269,7 @@ def test_a_whole_engine_that_tensorrt_does_not_take(
     assert machine.leaks == {}
 
 
-# --- sentences
+# --- error messages
 
 
 def test_no_driver(machine: Machine, model: Path, options: dict) -> None:
@@ -435,7 +435,7 @@ def test_nothing_is_kept_after_a_partial_failure(
 
 
 def spoiled(machine: Machine, monkeypatch: pytest.MonkeyPatch, spoil: Any) -> None:
-    """Let the played TensorRT answer otherwise than it should, as 10.3 does."""
+    """Let the simulated TensorRT give wrong outputs, as 10.3 does."""
     import tensorrt
 
     runtime = tensorrt.Runtime
@@ -527,7 +527,7 @@ def test_on_engine_failure_cpu(
 
 
 def half_copy(model: Path, factor: float = 1.0) -> Path:
-    """A copy beside the model as `models convert` makes one; `factor` makes it another network."""
+    """A copy beside the model, as `models convert` makes it; `factor` changes its outputs."""
     path = converted_path(model, "fp16")
     save_nodes(
         path,
@@ -588,7 +588,7 @@ def test_known_bad_versions_warn_by_name(
     machine.tensorrt_version = "10.3.0"
     machine.install(monkeypatch)
     open_engine(model, **options).close()
-    assert "TensorRT 10.3" not in caplog.text  # no transformer, no trouble known
+    assert "TensorRT 10.3" not in caplog.text  # its known fault concerns transformers only
     write_manifest(model, "disparity_affine_invariant", patch_size=12)
     with open_engine(model, **options) as engine:
         assert "TensorRT 10.3.0 is known to give wrong depth" in engine.details["warning"]
@@ -629,7 +629,7 @@ def test_the_users_cache_folder_is_the_default(
 ) -> None:
     with open_engine(model, backend="tensorrt") as engine:
         assert Path(engine.details["engine file"]).parent == no_cache
-    # Both images in one folder: that of the reference and the engine.
+    # The stored outputs of the reference and the engine are in one folder.
     reference = Reference.of(model, engine.manifest, no_cache)
     assert reference.image.shape[2] == 3
     assert list(no_cache.glob("*.reference.npz"))
