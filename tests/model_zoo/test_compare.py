@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks compared on images: how far apart they are."""
+"""Comparison of networks on images: how much their outputs differ."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_pictures(network: Path, tmp_path: Path) -> None:
     rooms = [*compare.ComparisonImages(7, height=32, width=48)]
     assert rooms[0].shape == (32, 48, 3) and rooms[0].dtype == np.uint8
     assert len({room.tobytes() for room in rooms}) == 7
-    assert np.array_equal(rooms, [*compare.ComparisonImages(7, (), 32, 48)])  # the same every time
+    assert np.array_equal(rooms, [*compare.ComparisonImages(7, (), 32, 48)])  # always the same
 
 
 def test_compare_says_how_far_apart(network: Path, tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_compare_says_how_far_apart(network: Path, tmp_path: Path) -> None:
     assert found.worst.relative_error > 0.005 and "relative error" in found.failures[0]
     write_manifest(network, "disparity_affine_invariant")
     write_manifest(other, "disparity_affine_invariant")
-    with open_engine(network) as a, open_engine(other) as b:  # the shift is not of the meaning
+    with open_engine(network) as a, open_engine(other) as b:  # the meaning leaves the shift open
         assert compare.compare(a, b, FEW).worst.relative_error < 1e-6
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""FP16 graphs: well typed, right where a blind cast overflows, refused where they are not near."""
+"""FP16 copies: well typed, right where a blind cast overflows, refused if they differ too much."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_measured_ranges_keep_what_the_shape_of_the_graph_does_not_tell(tmp_path
     )
     ready = onnx_graph.prepared(large, {"image": SHAPE})
     unaware = fp16.to_fp16(ready)
-    assert ("range", "Conv") in unaware.fp32_nodes  # the weights alone say it
+    assert ("range", "Conv") in unaware.fp32_nodes  # the weights alone show it
     path = saved(large, tmp_path / "large.onnx")
     images = compare.ComparisonImages(2, height=32, width=48)
     done = convert.convert(path, images)
@@ -70,7 +70,7 @@ def test_measured_ranges_keep_what_the_shape_of_the_graph_does_not_tell(tmp_path
 
 
 def test_picture_of_bytes(tmp_path: Path) -> None:
-    """What the file casts to FP32 itself is FP32, whoever takes it."""
+    """A tensor that the file itself casts to FP32 stays FP32 for all its consumers."""
     model = graph(
         [
             ("Cast", ["image"], ["float"], {"to": FLOAT}),
@@ -145,7 +145,7 @@ def test_a_copy_may_not_take_the_models_manifest(network: Path) -> None:
 
 
 def depth_anything(tmp_path: Path, opset: int) -> Path:
-    """The real architecture, small, with random weights of a size that trained ones have."""
+    """The real architecture, small, with random weights as large as trained ones."""
     torch = pytest.importorskip("torch", reason="torch is not installed")
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     torch.set_num_threads(1)
@@ -222,7 +222,7 @@ def test_the_packages_networks(name: str, tmp_path: Path) -> None:
         name, compare.ComparisonImages(3, height=96, width=128), out=tmp_path / "e.onnx"
     )
     delicate = {op: n for (why, op), n in done.fp16.fp32_nodes.items() if why == "delicate"}
-    # MobileNetV2's first depthwise convolution loses ten times what all the rest does.
+    # MobileNetV2's first depthwise convolution loses ten times as much as all other nodes.
     assert sum(delicate.values()) == (3 if name == "embedded" else 0)
     assert done.fp16.fp16_nodes["Conv"] > 20 and done.comparison.worst.relative_error < 1e-3
     with open_engine(done.path) as engine:
@@ -234,7 +234,7 @@ def test_the_packages_networks(name: str, tmp_path: Path) -> None:
     [
         ({37}, range(37, 40)),
         ({3, 4}, range(3, 6)),
-        ({49, 50}, range(0)),  # in both halves: nothing shorter than the whole is enough
+        ({49, 50}, range(0)),  # in both halves, so only the whole range is enough
         (set(), range(0, 3)),
     ],
 )
@@ -350,7 +350,7 @@ def test_commands(network: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_check_sees_the_overflow_of_a_file_from_elsewhere(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The CPU alone would not: an FP16 file by a converter that knows nothing of the network."""
+    """An FP16 file of a converter without measurements, whose overflow the CPU alone would hide."""
     pytest.importorskip("rich", reason="rich is not installed")
     model = OVERFLOWS["squares of a normalisation"]
     plain = saved(model, tmp_path / "plain.onnx", "region_labels")
@@ -381,7 +381,7 @@ def test_build_names_what_this_machine_lacks(
 
 
 def test_models_of_several_tensors(tmp_path: Path) -> None:
-    """A prompt decoder: no image goes in, several outputs come out, and all have to be right."""
+    """A prompt decoder takes no image and has several outputs, all of which must be right."""
     rng = np.random.default_rng(0)
     nodes = [
         ("MatMul", ["points", "w"], ["a"]),
@@ -422,7 +422,7 @@ def test_models_of_several_tensors(tmp_path: Path) -> None:
     write_manifest(one, "prompt_masks", output_name="masks", height=32, width=48)
     with open_engine(path) as a, open_engine(one) as b:
         assert "has 2 outputs and one 1" in refusal(lambda: compare.compare(a, b, FEW))
-    # One wrong output is enough to be told.
+    # One wrong output is enough for a failure.
     wrong = onnx.load(str(path))
     for item in wrong.graph.initializer:
         if item.name == "u":
@@ -441,7 +441,7 @@ def test_build_on_a_played_gpu(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What was converted is built by its own path, once; the table says under which key."""
+    """A converted model is built by its own path, once; the table shows its key."""
     pytest.importorskip("rich", reason="rich is not installed")
     from tests.helpers.gpu_on_cpu import Machine
 

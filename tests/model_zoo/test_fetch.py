@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks of others: the registry, and fetching by a real huggingface_hub from a real server."""
+"""Networks by other authors: fetching with the real huggingface_hub from a local server."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_fetch_writes_model_manifest_and_record(
     assert registry.resolve("net") == done.path
     with open_engine("net") as engine:
         assert engine.manifest == manifest
-    # Again: nothing is downloaded, and what the user set in the manifest stays.
+    # The second time nothing is downloaded, and the user's changes of the manifest stay.
     asked = len(hub.requests)
     manifest_path(done.path).write_text(
         manifest_path(done.path).read_text().replace("interpolation: cubic", "interpolation: area")
@@ -190,7 +190,7 @@ def test_broken_connection_is_continued(ready: registry.RegistryEntry, hub: hub_
 def test_download_that_was_killed_is_continued(
     ready: registry.RegistryEntry, hub: hub_server.Hub, data: Path
 ) -> None:
-    """Another process is killed in the middle of it; what it had written is not asked for again."""
+    """Another process is killed during the download; only the missing bytes are requested then."""
     content = _large(hub)
     hub.hold_after = 12 << 20
     script = f"""
@@ -223,7 +223,7 @@ def _weights(entry: registry.RegistryEntry) -> registry.RegistryEntry:
 
 
 def _large(hub: hub_server.Hub) -> bytes:
-    """More than huggingface_hub writes at once."""
+    """A file that is larger than what huggingface_hub writes at once."""
     content = np.random.default_rng(0).bytes(13 << 20)
     hub.files["somebody/net/onnx/model.onnx"] = content
     return content
@@ -238,7 +238,7 @@ def _wait_for_part(folder: Path) -> Path:
     raise AssertionError("nothing was written")
 
 
-# --- what goes wrong: every sentence says what to do
+# --- failures: every error message names the cure
 
 
 @pytest.mark.parametrize(
@@ -266,7 +266,7 @@ def test_without_a_network_the_place_of_the_file_is_said(
     place = data / "net" / "model.onnx"
     assert f"put {registry.HUB}/somebody/net/resolve/main/onnx/model.onnx" in sentence
     assert f"to {place} and run `depth_tools models fetch net` again" in sentence
-    # ... and it is so.
+    # The user does what the message says.
     place.write_bytes(hub.files["somebody/net/onnx/model.onnx"])
     done = fetch.fetch(ready)
     assert done.manifest is not None and manifest_path(place).is_file()
@@ -277,7 +277,7 @@ def test_the_manifest_of_a_network_with_external_weights_is_kept(
     net: dict[str, dict[str, Any]], hub: hub_server.Hub, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """Its hash covers the weights too: what the user set in it stays."""
+    """The manifest's hash covers the weights too; the user's changes of the manifest stay."""
     model = onnx.load_from_string(hub.files["somebody/net/onnx/model.onnx"])
     weights = onnx.numpy_helper.from_array(np.ones(10, np.float32), "weights")
     model.graph.initializer.append(weights)
@@ -318,7 +318,7 @@ def test_full_disk(ready: registry.RegistryEntry, monkeypatch: pytest.MonkeyPatc
 def test_disk_that_fills_up_on_the_way(
     ready: registry.RegistryEntry, hub: hub_server.Hub, data: Path
 ) -> None:
-    """/dev/full stands for the disk: it takes no byte."""
+    """/dev/full stands in for a full disk: it accepts no byte."""
     content = hub.files["somebody/net/onnx/model.onnx"]
     etag = hashlib.sha256(content).hexdigest()
     part = data / "net" / f".model.onnx.{hashlib.sha256(etag.encode()).hexdigest()[:16]}.part"
@@ -327,7 +327,7 @@ def test_disk_that_fills_up_on_the_way(
     assert "cannot be stored" in refusal(lambda: fetch.fetch(ready))
 
 
-# --- a storage that sends something else than was announced
+# --- a server that sends something else than it announced
 
 
 def endless(block: bytes = bytes(1 << 16), pause: float = 0.0) -> Iterator[bytes]:
@@ -488,7 +488,7 @@ def test_without_huggingface_hub(
 
 
 def test_a_packed_file_that_ends_early_is_not_taken_for_whole() -> None:
-    """Where nobody announced its size or hash, only the packing shows it."""
+    """If neither size nor hash were announced, only the compressed stream shows it."""
     content = np.random.default_rng(0).bytes(3 * download.BLOCK)
     packed = zlib.compress(content)
     blocks = [packed[start : start + 999] for start in range(0, len(packed), 999)]
@@ -502,7 +502,7 @@ def test_a_packed_file_that_ends_early_is_not_taken_for_whole() -> None:
 
 @pytest.mark.parametrize("count", [100, pytest.param(5000, marks=pytest.mark.slow)])
 def test_mutants_of_a_record(ready: registry.RegistryEntry, data: Path, count: int) -> None:
-    """The record of what was fetched, or none, as if it had been put there by hand."""
+    """With any damage the record is read right, or as if the file had been put there by hand."""
     fetch.fetch(ready)
     path = data / "net" / fetch.RECORD
     content = path.read_bytes()
@@ -536,7 +536,7 @@ def test_mutants_of_a_download(
     ready: registry.RegistryEntry, hub: hub_server.Hub, data: Path, count: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """Of the answer's body, whatever its packing: the file, or a sentence and no file."""
+    """With any damage of the body, compressed or not: the right file, or an error and no file."""
     monkeypatch.setattr(download.time, "sleep", lambda _: None)
     content = hub.files["somebody/net/onnx/model.onnx"]
     pack = zlib.compressobj(wbits=31)
@@ -614,7 +614,7 @@ def test_non_commercial_licence_is_confirmed(
 ) -> None:
     net["net"].update(licence="CC-BY-NC-4.0", non_commercial=True)
     install(net, tmp_path, monkeypatch)
-    assert main.main(["models", "fetch", "net"]) == 2  # nobody to ask
+    assert main.main(["models", "fetch", "net"]) == 2  # no terminal for the question
     error = capsys.readouterr().err
     assert "CC-BY-NC-4.0 forbids commercial use" in error and "--accept-licence" in error
     assert hub.requests == [] and not data.exists()

@@ -42,7 +42,7 @@ def test_overflow_of_a_blind_cast_is_none_of_ours(name: str) -> None:
     assert not near(answer(blind, IMAGE.astype(np.float16)), wanted)
     ours = halved(model).model
     assert near(answer(ours, IMAGE), wanted)
-    # The graph that stands for a GPU here says the same of both.
+    # The rounded graph, which stands in for a GPU here, gives the same for both.
     assert not near(answer(onnx_graph.rounded(blind), IMAGE), wanted)
     assert near(answer(onnx_graph.rounded(ours), IMAGE), wanted)
 
@@ -142,7 +142,7 @@ def measured(model: Any, tmp_path: Path) -> fp16.Measured:
     ids=["small", "scaled down", "large: lossy", "overflow"],
 )
 def test_measured_scores_decide(gain: float, scale: float, fits: bool, tmp_path: Path) -> None:
-    """FP16 where neither range nor loss forbids it, and the report says what was measured."""
+    """FP16 if neither range nor loss forbids it; the report has what was measured."""
     model = attention(gain)
     for item in model.graph.initializer:
         if item.name == "scale":
@@ -190,7 +190,7 @@ def test_the_loss_is_that_of_rounded_scores(tmp_path: Path) -> None:
     ids=["none", "causal", "hides rows"],
 )
 def test_the_guard_behind_a_softmax(mask: np.ndarray, dropped: bool) -> None:
-    """It goes, unless a mask hides a whole row: then it is what keeps NaN away."""
+    """The guard is removed unless a mask hides a whole row, where it is needed against NaN."""
     model = graph(
         [
             ("Transpose", ["image"], ["kt"], {"perm": [0, 1, 3, 2]}),
@@ -228,7 +228,7 @@ def test_too_little_memory_is_told_before_the_start(
 
 
 def test_tensors_in_use() -> None:
-    """Two large ones at once, of four: the input does not count."""
+    """Of four large tensors two are live at once; the input is not counted."""
     model = graph([(op, [a], [b]) for op, a, b in
                    (("Relu", "image", "b"), ("Abs", "b", "c"), ("Neg", "c", "d"),
                     ("Exp", "d", "out"))])  # fmt: skip

@@ -31,7 +31,7 @@ from tests.helpers.refusals import refusal
 
 
 def test_blind_cast_would_pass_on_onnxruntime_alone(tmp_path: Path) -> None:
-    """Why FP16 is rounded by hand: ONNX Runtime on the CPU does not show the overflow."""
+    """FP16 is rounded by extra nodes because ONNX Runtime on the CPU does not show the overflow."""
     model = OVERFLOWS["squares of a normalisation"]
     plain, blind = tmp_path / "plain.onnx", tmp_path / "blind.onnx"
     cast = blindly(model)
@@ -79,7 +79,7 @@ def test_control_flow_and_unknown_inputs() -> None:
 
 
 def test_a_cast_of_weights_goes_to_its_type_whatever_else_it_says() -> None:
-    """From opset 19 on it may have `saturate` too, which stands before `to`."""
+    """From opset 19 on a Cast can also have `saturate`, which comes before `to`."""
     model = graph(
         [
             ("Cast", ["one"], ["axes"], {"saturate": 1, "to": TensorProto.INT64}),

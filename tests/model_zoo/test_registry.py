@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The registry: which networks are known by name, and the file of a name."""
+"""The registry: networks that are known by name, and the file of each name."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_registry_holds_what_is_promised_and_every_rule_can_be_used() -> None:
         if entry.format == "weights" and entry.export:
             assert entry.export_command.startswith("python -m training ")
             assert entry.name in entry.export_command and "{" not in entry.export_command
-        # What forbids commercial use is asked about; what does not, is not.
+        # The user must confirm the download only if the licence forbids commercial use.
         assert entry.non_commercial == ("NC" in entry.licence), entry.name
     assert not any(entry.name == "embedded" for entry in known.values())
 
@@ -126,7 +126,7 @@ def test_folder_is_where_the_base_directories_say(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.slow
 def test_export_commands_are_commands() -> None:
-    """What the registry tells to run is what training/ understands."""
+    """training/ accepts the export commands of the registry."""
     pytest.importorskip("torch", reason="torch is not installed")
     from training import __main__ as training
 
