@@ -53,9 +53,11 @@ class RegionMemory:
         key = self._key
         if key is None or config.every == 1 or key.labels.shape != image.shape[:2]:
             return None
-        if 0 < config.every <= key.age + 1 or min(image.shape[:2]) < SMALLEST_PX:
+        if 0 < config.every <= key.age + 1:
             return None
         grey = small_grey(image)
+        if min(grey.shape) < SMALLEST_PX:
+            return None
         start: Any = None if key.flow is None else key.flow.copy()
         finder = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
         flow = np.asarray(finder.calc(grey, key.grey, start), np.float32)

@@ -49,6 +49,15 @@ def test_regions_follow_the_picture(walk: list[Any]) -> None:
     assert len(numbers) >= found.max()
 
 
+@pytest.mark.parametrize("shape", [(40, 2000), (64, 2560), (2560, 64)])
+def test_image_too_narrow_for_the_flow_is_segmented(shape: tuple[int, int]) -> None:
+    """The flow is computed between reduced images, of which the shorter side counts."""
+    memory = RegionMemory()
+    image = np.full((*shape, 3), 90, np.uint8)
+    memory.keep(image, np.ones(shape, np.int32))
+    assert memory.carried(image, ALWAYS) is None
+
+
 def test_standing_picture_keeps_its_regions(walk: list[Any]) -> None:
     memory = RegionMemory()
     labels = segment(walk[0].image)
