@@ -273,7 +273,9 @@ def _changed(past: _Past, answer: FieldAnswer) -> NDArray[np.bool_]:
     changed = ~(cv2.blur(step[0] + step[1] + step[2], (3, 3)) < CHANGED_COLOUR**2)
     if past.values is not None:
         step = answer.log_base(past.values) - answer.log_base(answer.values)
-        step -= np.float32(median(step[2::5, 2::5]))  # a change of scale alone does not count
+        some = step[2::5, 2::5]
+        # A change of scale alone does not count.
+        step -= np.float32(median(some if some.size else step))
         changed |= ~(np.abs(step) < CHANGED_BASE)
     return changed
 

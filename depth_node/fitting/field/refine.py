@@ -136,6 +136,11 @@ def _level(estimate: FieldEstimate) -> Floats:
 
 
 def _coarse_shape(f: Map) -> Map:
-    small = cv2.resize(f, None, fx=0.25, fy=0.25, interpolation=cv2.INTER_AREA)
+    height, width = f.shape
+    if min(height, width) > 2:
+        small = cv2.resize(f, None, fx=0.25, fy=0.25, interpolation=cv2.INTER_AREA)
+    else:  # a quarter of two cells would be none
+        size = max(width // 4, 1), max(height // 4, 1)
+        small = cv2.resize(f, size, interpolation=cv2.INTER_AREA)
     small = cv2.GaussianBlur(small, (0, 0), COARSE_CELLS / 4)
     return np.asarray(np.clip(f - cv2.resize(small, f.shape[::-1]), -LIMIT, LIMIT), np.float32)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from depth_node.config import replace
 from depth_node.fitting import FitConfig
+from depth_node.fitting import fit as fit_with_refiner
 from depth_node.fitting.field.memory import FieldState, Pose
 from depth_node.geometry.camera import Camera
 from depth_node.geometry.sparse_depth import SparseDepth
@@ -248,3 +249,25 @@ def test_approach_along_the_axis_is_followed_exactly() -> None:
         result = fit(flat, points, image=image, config=CONFIG, state=state)
         np.testing.assert_allclose(result.depth, depth, rtol=1e-3)
     assert result.details["remembered"] > 0.4
+
+
+@pytest.mark.parametrize("shape", [(8, 640), (3, 640), (640, 1)])
+def test_narrow_image_is_fitted_in_a_sequence(shape: tuple[int, int]) -> None:
+    """Maps of such an image have fewer rows or columns than the steps in which they are sampled."""
+    rng = np.random.default_rng(0)
+    values = rng.uniform(1, 5, shape).astype(np.float32)
+    rows, cols = (rng.integers(0, size, 200) for size in shape)
+    points = SparseDepth.from_arrays(rows, cols, rng.uniform(2, 9, 200))
+    image = rng.integers(0, 255, (*shape, 3), dtype=np.uint8)
+    state = FieldState()
+    for step in range(2):
+        state.at((step + 1) * FRAME_NS)
+        result = fit_with_refiner(
+            Prediction(values, "depth_affine_invariant"),
+            points,
+            image=image,
+            config=CONFIG,
+            state=state,
+            refiner=lambda maps: np.zeros((4, *maps.shape[1:]), np.float32),
+        )
+        assert np.isfinite(result.depth).all()
