@@ -220,10 +220,10 @@ def without_points(
     depth: NDArray[np.float32] = np.full(prediction.shape, np.nan, np.float32)
     reason = "No point was measured"
     if len(points):
-        nearest, farthest = depth_range_m
+        lowest, highest = depth_range_m
         reason = (
             f"None of {len(points)} points could be used (outside the image, outside "
-            f"{nearest:g} to {farthest:g} m or where the network is silent)"
+            f"{lowest:g} to {highest:g} m or where the network is silent)"
         )
     status = FitStatus.NO_POINTS
     if not np.isfinite(prediction.values).any():
@@ -234,7 +234,8 @@ def without_points(
         )
     elif prediction.is_metric:
         status = FitStatus.NETWORK_METRES
-        depth = prediction.metric_depth()
+        nearest, farthest = np.array(depth_range_m, np.float32)
+        depth = np.clip(prediction.metric_depth(), nearest, farthest)
         message = f"{reason}: the depth is the network's own metres, unchecked."
     else:
         message = (

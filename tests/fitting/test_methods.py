@@ -268,6 +268,15 @@ def test_no_points_and_a_metric_network_pass_its_metres_through(kind: str) -> No
     assert "own metres, unchecked" in result.message
 
 
+def test_unchecked_metres_stay_in_the_depth_range() -> None:
+    values = np.array([[0.5, 3.0], [np.nan, 1000.0]], np.float32)
+    config = dataclasses.replace(SSF, unanchored_s=0.0)
+    prediction = Prediction(values, "depth_metric")
+    result = fit(prediction, empty(), config=config, depth_range_m=(1.0, 80.0))
+    assert result.status is FitStatus.NETWORK_METRES
+    np.testing.assert_array_equal(result.depth, [[1.0, 3.0], [np.nan, 80.0]])
+
+
 @pytest.mark.parametrize("mode", fitting.MODES)
 @pytest.mark.parametrize("method", CLASSIC)
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 8, 9])
