@@ -12,6 +12,7 @@ setup(
     name=PACKAGE,
     version="0.1.0",
     packages=find_packages(include=[PACKAGE, f"{PACKAGE}.*"]),
+    py_modules=[f"{PACKAGE}_start"],  # the entry points
     package_data={
         PACKAGE: ["models/*.onnx", "models/*.yaml", "models/LICENSE.*", "ros/*.xml", "py.typed"]
     },
@@ -54,9 +55,9 @@ setup(
     ],
     entry_points={
         "console_scripts": [
-            "depth_node = depth_node.ros.main:main",
-            "depth_cameras = depth_node.ros.main:main_cameras",
-            "depth_tools = depth_node.cli.main:main",
+            "depth_node = depth_node_start:node",
+            "depth_cameras = depth_node_start:cameras",
+            "depth_tools = depth_node_start:tools",
         ],
     },
 )

@@ -16,7 +16,10 @@ import pytest
 from depth_node.live import free_domain
 from tests.helpers import REPO
 
-BUILT = ["package.xml", "setup.py", "setup.cfg", "resource", "depth_node", "launch", "config"]
+BUILT = [
+    "package.xml", "setup.py", "setup.cfg", "resource", "depth_node", "depth_node_start.py",
+    "launch", "config",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

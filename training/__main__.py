@@ -3,10 +3,22 @@
 
 from __future__ import annotations
 
+import sys
+
+if __name__ == "__main__":  # before the imports below, which take a second
+    import depth_node_start
+
+    def _load() -> Callable[[], int]:
+        from training.__main__ import main
+
+        return main
+
+    sys.exit(depth_node_start.run(_load))
+
 import argparse
 import importlib
 import os
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -104,9 +116,15 @@ def parse_arguments(text: list[str] | None) -> argparse.Namespace:
 
 
 def main(text: list[str] | None = None) -> int:
-    """Run one command; return 0 on success, else 1 after a sentence on standard error."""
+    """Run one command; return 0 on success, else 1 after a sentence on standard error.
+
+    130 after an interrupt.
+    """
     try:  # packages are imported where they are used, so that a missing one can be named here
         return _run(text)
+    except KeyboardInterrupt:  # among these imports
+        print("interrupted", file=sys.stderr)
+        return 130
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package in ("", "training", "depth_node") or package in sys.stdlib_module_names:
@@ -187,7 +205,3 @@ def _render(args: argparse.Namespace) -> int:
         for count in pool.fill(target, args.processes):
             bar.update(task, completed=count)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -7,8 +7,14 @@ An error of the user ends with one sentence and exit status 2, a failed check wi
 
 from __future__ import annotations
 
-import argparse
 import sys
+
+if __name__ == "__main__":  # before the imports below, which take a second
+    from depth_node_start import tools
+
+    sys.exit(tools())
+
+import argparse
 from collections.abc import Callable, Sequence
 
 from depth_node import __version__
@@ -25,10 +31,14 @@ USER_ERRORS = (UsageError, ConfigError, EngineError, FrameError)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status."""
-    options = parser().parse_args(arguments)
-    run: Callable[[argparse.Namespace], int] = options.run
+
+    def command() -> int:
+        options = parser().parse_args(arguments)
+        run: Callable[[argparse.Namespace], int] = options.run
+        return run(options)
+
     with terminate_as_interrupt():
-        return run_command("depth_tools", lambda: run(options), USER_ERRORS)
+        return run_command("depth_tools", command, USER_ERRORS)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -57,7 +67,3 @@ def _run_parameters(options: argparse.Namespace) -> int:
 
     print(parameters.markdown(), end="")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
