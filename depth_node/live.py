@@ -35,6 +35,10 @@ SCORED = 30  # received depth images that are kept and scored, about
 FAST_DDS_PROFILE = Path(__file__).parent / "ros/fastdds.xml"  # room for images in shared memory
 TAIL_LINES = 15  # of a log, shown in an error
 PATIENCE_S = 120.0  # time in which the node must start on a busy machine
+STALLED_S = 30.0  # limit on the time between two images of the publisher, on top of its period
+HUNG_S = 10.0  # limit on the time without depth before the end, on top of four usual pauses
+KILLED_S = 5.0  # for a process to be gone after SIGKILL
+CURE = "end what else uses this machine, or try a lower --rate, and run this again"
 Progress = Callable[[str, int], AbstractContextManager[Callable[[str], None]]]
 
 
@@ -156,9 +160,10 @@ class Child:
             self.process.send_signal(number)
             with suppress(subprocess.TimeoutExpired):
                 self.process.wait(patience_s)
-        self.process.wait(5.0)
+        with suppress(subprocess.TimeoutExpired):  # a process that waits for a disk stays
+            self.process.wait(KILLED_S)
         if self.reader is not None:
-            self.reader.join(5.0)
+            self.reader.join(KILLED_S)
 
     def tail(self) -> str:
         """Return the last lines of its log."""
@@ -291,78 +296,101 @@ def _conduct(
     events: queue.Queue[tuple[str, dict[str, Any]]],
     progress: Progress,
 ) -> Live:
-    """Wait until all are ready, start the images, and collect the depth and the report."""
+    """Wait until all are ready, start the images, and collect the depth and the report.
+
+    Raises DemoError if a process fails, ends or hangs; every wait is bounded.
+    """
     with progress("starting camera, node and listener", 2) as advance:
-        for name, _ in _events(children, events, {"loaded", "ready"}, 2):
-            advance(name)
+        waiting = {"publisher": "loaded", "listener": "ready"}
+        end = time.monotonic() + PATIENCE_S
+        while waiting:
+            found = _next_event(children, events, end)
+            if found is None:
+                late = " and the ".join(waiting)
+                reason = f"the {late} did not get ready within {PATIENCE_S:g} s: {CURE}"
+                raise DemoError(_sentence(children, reason, *waiting, "node"))
+            name, event = found
+            if waiting.get(name) == event["event"]:
+                del waiting[name]
+                advance(name)
     children["publisher"].tell("go")
     live = Live()
-    bar = progress("live: images in, depth out", options.images)
-    with bar as advance:
-        end: float | None = None  # deadline for depth images after the last image
-        deadline = time.monotonic() + PATIENCE_S  # for the next event: a process may hang
-        while end is None or time.monotonic() < end:
-            try:
-                name, event = events.get(timeout=0.2)
-            except queue.Empty:
-                if time.monotonic() > deadline:
-                    reason = f"no image was sent and no depth came for {PATIENCE_S:g} s"
-                    raise DemoError(_sentence(children, reason)) from None
-                continue
-            deadline = time.monotonic() + PATIENCE_S
-            _fail_on_end(children, name, event)
+    depth_at: list[float] = []
+    stalled_s = STALLED_S + 1 / options.rate_hz
+    with progress("live: images in, depth out", options.images) as advance:
+        finished = False
+        end = time.monotonic() + stalled_s
+        while not (finished and live.received >= live.published):
+            found = _next_event(children, events, end)
+            if found is None:
+                if finished:
+                    break
+                reason = f"the publisher sent nothing for {stalled_s:.3g} s: {CURE}"
+                raise DemoError(_sentence(children, reason, "publisher"))
+            event = found[1]
             if event["event"] == "published":
                 live.published += 1
                 advance(f"{live.received} depth images")
+                end = time.monotonic() + stalled_s
             elif event["event"] == "depth":
                 live.received += 1
+                depth_at.append(time.monotonic())
             elif event["event"] == "finished":
-                end = time.monotonic() + 2.0
-            if end is not None and live.received >= live.published:
-                break
+                finished = True
+                end = time.monotonic() + 2.0  # for depth images after the last image
+    silent_s = time.monotonic() - depth_at[-1] if depth_at else 0.0
     children["listener"].tell("stop")
-    for _, event in _events(children, events, {"report", "depth"}, 10**9, until="report"):
+    end = time.monotonic() + PATIENCE_S
+    while not live.report:
+        found = _next_event(children, events, end)
+        if found is None:
+            reason = f"the listener gave no report within {PATIENCE_S:g} s: {CURE}"
+            raise DemoError(_sentence(children, reason, "listener"))
+        event = found[1]
         live.received += event["event"] == "depth"
         if event["event"] == "report":
             live.report = event
     if not live.received:
         raise DemoError(_sentence(children, "the node published no depth"))
+    pauses = np.diff(depth_at)
+    if len(pauses) and silent_s > HUNG_S + 4 * pauses.max():
+        reason = f"the node gave no depth in the last {silent_s:.1f} s: it hangs, or {CURE}"
+        raise DemoError(_sentence(children, reason))
     return live
 
 
-def _events(
-    children: dict[str, Child],
-    events: queue.Queue[tuple[str, dict[str, Any]]],
-    names: set[str],
-    count: int,
-    until: str = "",
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield `count` events of these names, or all up to the one called `until`.
+def _next_event(
+    children: dict[str, Child], events: queue.Queue[tuple[str, dict[str, Any]]], end_s: float
+) -> tuple[str, dict[str, Any]] | None:
+    """Return the next event with the name of its process; None if none comes before `end_s`.
 
-    Raises DemoError if they do not come within PATIENCE_S, or a process fails.
+    end_s: a time of time.monotonic(). Raises DemoError if a process has failed or ended.
     """
-    deadline = time.monotonic() + PATIENCE_S
-    while count > 0:
-        try:
-            name, event = events.get(timeout=max(deadline - time.monotonic(), 0.01))
-        except queue.Empty:
-            reason = f"nothing happened for {PATIENCE_S:g} s"
-            raise DemoError(_sentence(children, reason)) from None
-        _fail_on_end(children, name, event)
-        if event["event"] in names:
-            count -= 1
-            yield name, event
-            if event["event"] == until:
-                return
+    try:
+        name, event = events.get(timeout=max(end_s - time.monotonic(), 0.01))
+    except queue.Empty:
+        return None
+    _fail_on_end(children, name, event)
+    return name, event
 
 
 def _fail_on_end(children: dict[str, Child], name: str, event: dict[str, Any]) -> None:
     if event["event"] == "failed":
         raise DemoError(_sentence(children, event["reason"]))
     if event["event"] == "ended":
-        status = children[name].process.wait(5.0)
-        raise DemoError(_sentence(children, f"the {name} ended early with status {status}", name))
+        try:
+            status = children[name].process.wait(5.0)
+        except subprocess.TimeoutExpired:
+            reason = f"the {name} closed its output and did not end: run this again"
+            raise DemoError(_sentence(children, reason, name)) from None
+        how = f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
+        raise DemoError(_sentence(children, f"the {name} ended early {how}", name))
 
 
-def _sentence(children: dict[str, Child], reason: str, name: str = "node") -> str:
-    return f"{reason}; the end of the {name}'s log:\n{children[name].tail() or '(empty)'}"
+def _sentence(children: dict[str, Child], reason: str, *names: str) -> str:
+    """Return a reason and the end of the log of each named process (of the node if none is)."""
+    logs = [
+        f"the end of the {name}'s log:\n{children[name].tail() or '(empty)'}"
+        for name in names or ("node",)
+    ]
+    return f"{reason}; " + "\n".join(logs)

@@ -3,10 +3,15 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import socket
+import subprocess
+import sys
 import threading
-from contextlib import AbstractContextManager, nullcontext
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +68,10 @@ def test_a_child_that_fails_is_told_with_its_log(tmp_path: Path) -> None:
     child = live.Child("node", ["-c", script], tmp_path, {})
     events: queue.Queue[tuple[str, dict[str, object]]] = queue.Queue()
     child.events(events)
+    end = time.monotonic() + 20
+    assert live._next_event({"node": child}, events, end) == ("node", {"event": "hello"})
     with pytest.raises(live.DemoError, match=r"(?s)node ended early with status 3.*the reason"):
-        list(live._events({"node": child}, events, {"hello", "never"}, 2))
+        live._next_event({"node": child}, events, end)
     child.end()
 
 
@@ -83,7 +90,7 @@ def test_a_child_that_does_not_listen_is_ended(tmp_path: Path) -> None:
 def test_a_camera_that_hangs_is_not_waited_for_without_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(live, "PATIENCE_S", 0.5)
+    monkeypatch.setattr(live, "STALLED_S", 0.5)
     script = "print('the log'); import sys; sys.stdin.readline()"
     children = {
         name: live.Child(name, ["-c", script], tmp_path, {})
@@ -111,7 +118,7 @@ def test_a_camera_that_hangs_is_not_waited_for_without_end(
     for child in children.values():
         child.end()
     assert ended and isinstance(ended[0], live.DemoError), "it waits for ever"
-    assert "no depth came for 0.5 s" in str(ended[0])
+    assert "the publisher sent nothing for 0.6 s" in str(ended[0])
 
 
 def test_the_environment_of_the_processes_stays_on_this_machine(
@@ -133,3 +140,123 @@ def test_a_domain_in_which_somebody_talks_is_left_to_them() -> None:
         others = {live.free_domain(range(90, 93)) for _ in range(3)}
         assert first not in others and others <= {90, 91, 92}
         assert live.free_domain(range(first, first + 1)) == first, "better there than nowhere"
+
+
+# ------------------------------------------------------------ processes that hang or die silently
+
+
+LOADED = 'print(\'{"event": "loaded"}\', flush=True); '
+READY = 'print(\'{"event": "ready"}\', flush=True); '
+PLAY = """
+for number in range(3):
+    print(json.dumps({"event": "published", "number": number}), flush=True)
+"""
+FINISH = "print(json.dumps({'event': 'finished'}), flush=True)\n"
+DEPTH = "print(json.dumps({'event': 'depth', 'number': 0}), flush=True)\n"
+REPORT = "print(json.dumps({'event': 'report'}), flush=True)\n"
+WAIT = "time.sleep(60)\n"
+GO = "sys.stdin.readline()\n"
+QUIET = "os.close(1); os.close(2)\n"
+
+
+def conduct(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, publisher: str, listener: str
+) -> dict[str, live.Child]:
+    """Start processes that play the demo's and conduct them; return them after the failure."""
+    monkeypatch.setattr(live, "PATIENCE_S", 2.0)
+    monkeypatch.setattr(live, "STALLED_S", 1.0)
+    monkeypatch.setattr(live, "HUNG_S", 1.0)
+    head = "import json, os, sys, time\n"
+    scripts = {"node": WAIT, "listener": READY + listener, "publisher": LOADED + GO + publisher}
+    events: queue.Queue[tuple[str, dict[str, Any]]] = queue.Queue()
+    children = {
+        name: live.Child(name, ["-c", head + script], tmp_path, dict(os.environ))
+        for name, script in scripts.items()
+    }
+    try:
+        for child in children.values():
+            child.events(events)
+        live._conduct(live.DemoOptions(seconds=1), children, events, silent)
+    finally:
+        for child in children.values():
+            child.end(patience_s=1.0)
+        assert all(child.process.returncode is not None for child in children.values())
+    return children
+
+
+@contextmanager
+def silent(what: str, total: int) -> Iterator[Callable[[str], None]]:
+    yield lambda word: None
+
+
+CASES = {
+    "the publisher hangs": (
+        PLAY + WAIT,
+        WAIT,
+        r"publisher sent nothing for [0-9.]+ s: end what .*--rate",
+    ),
+    "the publisher hangs at once": (WAIT, WAIT, r"publisher sent nothing for [0-9.]+ s"),
+    "the publisher closes its output": (PLAY + QUIET + WAIT, WAIT, r"publisher closed its output"),
+    "the publisher dies": (PLAY + "os.kill(os.getpid(), 9)", WAIT, r"publisher ended.* SIGKILL"),
+    "the node gives nothing": (PLAY + FINISH + WAIT, GO + REPORT + WAIT, "published no depth"),
+    "the listener hangs": (PLAY + FINISH + WAIT, DEPTH + WAIT, r"listener gave no report.* 2 s"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_a_process_that_hangs_or_dies_ends_the_demo(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within a bounded time, with a sentence, and with all processes ended."""
+    publisher, listener, sentence = CASES[case]
+    begin = time.monotonic()
+    with pytest.raises(live.DemoError, match=f"(?s){sentence}"):
+        conduct(tmp_path, monkeypatch, publisher, listener)
+    assert time.monotonic() - begin < 30
+
+
+@pytest.mark.slow
+def test_a_process_that_never_gets_ready_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "LOADED", WAIT)
+    with pytest.raises(live.DemoError, match="publisher did not get ready within 2 s"):
+        conduct(tmp_path, monkeypatch, "", WAIT)
+
+
+@pytest.mark.slow
+def test_a_node_that_hangs_halfway_is_no_slow_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its depth images came every 0.1 s, and then none for seconds while images went out."""
+    publisher = """
+for number in range(40):
+    print(json.dumps({"event": "published", "number": number}), flush=True)
+    time.sleep(0.1)
+"""
+    listener = """
+for number in range(5):
+    print(json.dumps({"event": "depth", "number": number}), flush=True)
+    time.sleep(0.1)
+"""
+    with pytest.raises(live.DemoError, match=r"the node gave no depth in the last [0-9.]+ s"):
+        conduct(tmp_path, monkeypatch, publisher + FINISH + WAIT, listener + GO + REPORT + WAIT)
+
+
+def test_a_child_that_cannot_be_ended_does_not_keep_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a process that waits for a disk that does not answer."""
+    child = live.Child("stuck", ["-c", f"import time\n{WAIT}"], tmp_path, {})
+    monkeypatch.setattr(live, "KILLED_S", 0.1)
+    real = child.process.wait
+
+    def wait(timeout: float | None = None) -> int:
+        raise subprocess.TimeoutExpired("stuck", timeout or 0)
+
+    monkeypatch.setattr(child.process, "wait", wait)
+    child.end(patience_s=0.1)
+    real(20)
+    assert child.process.stdout is not None
+    child.process.stdout.close()
