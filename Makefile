@@ -58,6 +58,6 @@ test-aarch64: $(VENV)/stamp-requirements-dev.txt  ## tests of the core as on a J
 docs: $(VENV)/stamp-requirements.txt  ## regenerate docs/parameters.md from the code
 	$(BIN)/depth_tools parameters > docs/parameters.md
 clean:  ## remove what the targets above made, but not .venv
-	rm -rf build install log demo_output runs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build install log demo_output demo_output_[0-9]* runs .pytest_cache .mypy_cache .ruff_cache
 distclean: clean  ## and .venv, .venv-newest
 	rm -rf $(VENV) .venv-newest

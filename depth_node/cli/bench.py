@@ -40,6 +40,7 @@ from depth_node.engine.options import ModelConfig
 from depth_node.inference import DepthModel
 from depth_node.live import DemoError
 from depth_node.pipeline import DepthPipeline, PipelineConfig
+from depth_node.recordings.files import new_folder
 from depth_node.recordings.frames import find_frames, is_bag
 from depth_node.recordings.held_out import Sampling
 
@@ -502,12 +503,18 @@ def _add_speed(kinds: Any) -> None:
         parser = kinds.add_parser(name, help=description)
         _add_repeats(parser)
         _add_model(parser)
-        parser.add_argument("--out", type=Path, default=Path("runs/bench"), metavar="DIR")
+        parser.add_argument(
+            "--out",
+            type=Path,
+            metavar="DIR",
+            help="new folder for the results (default: runs/bench, runs/bench_2, ...)",
+        )
         parser.set_defaults(run=_run_speed, benchmark=name)
 
 
 def _run_speed(options: argparse.Namespace) -> int:
     terminal = console()
+    out = new_folder(options.out, Path("runs/bench"))
     names = ("fit", "engine", "node") if options.benchmark == "speed" else (options.benchmark,)
     for name in names:
         if name == "node":
@@ -531,7 +538,7 @@ def _run_speed(options: argparse.Namespace) -> int:
         print_table(terminal, report.title, report.head, report.rows, set())
         for note in report.notes:
             terminal.print(f"  {note}")
-        write_json(options.out / f"{name}.json", {**report.values, "machine": speed.machine()})
-        write_text(options.out / f"{name}.md", speed.markdown(report))
-    terminal.print(f"written: {options.out}/*.json, and *.md for docs/benchmarks.md")
+        write_json(out / f"{name}.json", {**report.values, "machine": speed.machine()})
+        write_text(out / f"{name}.md", speed.markdown(report))
+    terminal.print(f"written: {out}/*.json, and *.md for docs/benchmarks.md")
     return 0

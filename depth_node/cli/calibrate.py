@@ -19,6 +19,7 @@ from depth_node.cli.console import UsageError, console, print_table, progress, w
 from depth_node.cli.replay import add_bag_options, opened_bag, refuse_bag_options
 from depth_node.frame import FrameInput
 from depth_node.geometry.rigid import check_rigid
+from depth_node.recordings.files import new_folder
 from depth_node.recordings.frames import FrameError, find_frames, is_bag, read_frame
 from depth_node.visualization.edges import before_and_after
 from depth_node.visualization.panels import write_image
@@ -41,7 +42,12 @@ def add(commands: Any) -> None:
         help="initial 4x4 matrix, row by row, from LiDAR to optical frame, up to 5 degrees and 10"
         " cm off (default: that of the frames or of the bag's TF)",
     )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for images and result.json")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="new folder for images and result.json (default: runs/calibrate_SOURCE, ..._2, ...)",
+    )
     parser.add_argument(
         "--frames", type=int, default=USED_FRAMES, metavar="N", help="number of frames to use"
     )
@@ -58,7 +64,7 @@ def _run(options: argparse.Namespace) -> int:
         except ValueError as error:
             raise UsageError(str(error)) from None
     source = options.source.resolve()
-    out = options.out or Path("runs") / f"calibrate_{source.stem}"
+    out = new_folder(options.out, Path("runs") / f"calibrate_{source.stem}")
     if is_bag(source):
         frames = _bag_frames(options, source)
     else:

@@ -218,12 +218,26 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file and make its folder. Raises UsageError if it cannot be written."""
+    """Write a text file and make its folder. Raises UsageError if it cannot be written.
+
+    A file of that name is replaced only by the complete new one; a pipe or device is written to.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        if path.exists() and not path.is_file():
+            path.write_text(text, encoding="utf-8")
+            return
+        final = path.resolve()  # a symbolic link stays one
+        part = final.with_name(f".{final.name}.{os.getpid()}.part")
+        try:
+            part.write_text(text, encoding="utf-8")
+            os.replace(part, final)
+        finally:
+            part.unlink(missing_ok=True)
     except OSError as error:
-        raise UsageError(f"{path} cannot be written ({error.strerror}): name another") from None
+        raise UsageError(
+            f"{path} cannot be written ({error.strerror}): name another, or make room"
+        ) from None
 
 
 def image_size(option: str, text: str) -> tuple[int, int]:

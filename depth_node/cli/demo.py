@@ -40,6 +40,7 @@ from depth_node.live import DemoError, DemoOptions, Live, Progress, run_live
 from depth_node.metrics import evaluate
 from depth_node.pipeline import DepthPipeline, DepthResult
 from depth_node.recordings import replay, scores, sources
+from depth_node.recordings.files import new_folder
 from depth_node.recordings.frames import find_frames, read_frame
 from depth_node.simulation.walk import NOTE, render_walk
 
@@ -263,7 +264,10 @@ def add(commands: Any) -> None:
     )
     add_method_options(parser)
     parser.add_argument(
-        "--out", type=Path, default=Path("demo_output"), metavar="DIR", help="results"
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="new folder for the images (default: demo_output, demo_output_2, ...)",
     )
     parser.add_argument("--seconds", type=float, default=20.0, help="duration (20)")
     parser.add_argument(
@@ -299,6 +303,7 @@ def run_command(options: argparse.Namespace) -> int:
     need_ros()
     terminal = console()
     config = pipeline_config(options)
+    out = new_folder(options.out, Path("demo_output"))
     try:
         wanted = DemoOptions(
             config,
@@ -310,7 +315,7 @@ def run_command(options: argparse.Namespace) -> int:
             unplug=options.unplug,
             knock_deg=options.knock,
         )
-        report = run(wanted, options.out, lambda what, total: progress(terminal, what, total))
+        report = run(wanted, out, lambda what, total: progress(terminal, what, total))
     except DemoError as error:
         print(f"depth_tools: no depth came: {error}", file=sys.stderr)
         return 1

@@ -28,7 +28,13 @@ def add(commands: Any) -> None:
         epilog="`python -m training` reads the folder as a data set of kind `frames`.",
     )
     parser.add_argument("source", type=Path, help="rosbag2, or folder of frames with a LiDAR")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of pairs")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder of pairs, a new or an empty folder SOURCE in it",
+    )
     parser.add_argument("--every", type=int, default=1, metavar="N", help="use every Nth image (1)")
     parser.add_argument(
         "--max-relative-std",

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from depth_node.cli.arguments import need_ros
-from depth_node.cli.console import UsageError, console
+from depth_node.cli.console import UsageError, console, write_text
 
 _RVIZ_HEAD = """\
 # RViz 2: coloured points, LiDAR, obstacles, depth. Fixed Frame: that of your camera. Written by
@@ -61,18 +61,11 @@ def _run(options: argparse.Namespace) -> int:
     frame = {"frame": options.frame} if options.frame else {}
     if options.foxglove is not None:
         content = layouts.foxglove(topics, **frame)
-        _write(options.foxglove, json.dumps(content, indent=2) + "\n")
+        write_text(options.foxglove, json.dumps(content, indent=2) + "\n")
     if options.rviz is not None:
         content = layouts.rviz(topics, **frame)
-        _write(options.rviz, _RVIZ_HEAD + yaml.safe_dump(content, sort_keys=False, width=100))
+        write_text(options.rviz, _RVIZ_HEAD + yaml.safe_dump(content, sort_keys=False, width=100))
+    for path in (options.foxglove, options.rviz):
+        if path is not None:
+            console().print(f"written: {path}", markup=False)
     return 0
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UsageError(
-            f"{path} cannot be written ({error.strerror}): name another file"
-        ) from None
-    console().print(f"written: {path}", markup=False)

@@ -20,6 +20,7 @@ from depth_node.config import override
 from depth_node.obstacles import ObstacleConfig
 from depth_node.pipeline import DepthPipeline
 from depth_node.recordings import replay, scores, sources
+from depth_node.recordings.files import new_folder
 from depth_node.recordings.frames import is_bag
 from depth_node.recordings.held_out import Sampling
 from depth_node.recordings.rerun_log import RerunLog
@@ -69,7 +70,12 @@ def add(commands: Any) -> None:
     )
     add_bag_options(parser)
     out = parser.add_argument_group("output")
-    out.add_argument("--out", type=Path, metavar="DIR", help="run folder (default: runs/SOURCE)")
+    out.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="new run folder (default: runs/SOURCE, runs/SOURCE_2, ...)",
+    )
     out.add_argument(
         "--images", type=int, default=12, metavar="N", help="write at most N panels (12)"
     )
@@ -168,7 +174,7 @@ def _run_replay(options: argparse.Namespace) -> int:
         config = override(config, ["model.path="])
     sampling = Sampling(options.points, options.lines, options.hold_out, options.seed)
     source = options.source.resolve()
-    out = options.out or Path("runs") / source.stem
+    out = new_folder(options.out, Path("runs") / source.stem)
     facts = {
         "source": str(options.source),
         "model": config.model.path,

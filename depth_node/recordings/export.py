@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from depth_node.geometry.camera import Camera
 from depth_node.geometry.millimetres import depth_to_millimetres
 from depth_node.pipeline import DepthResult
-from depth_node.recordings.files import FrameError, UnfinishedFile
+from depth_node.recordings.files import FrameError, UnfinishedFile, is_new
 from depth_node.recordings.sources import ScoredFrame
 
 JPEG_QUALITY = 95
@@ -46,6 +46,7 @@ class FrameFolders:
     ) -> None:
         self.folder = folder
         self.count = 0
+        self._sources: set[str] = set()
         self._known = 0
         self._pixels = 0
         self._max_relative_std = max_relative_std
@@ -57,7 +58,15 @@ class FrameFolders:
         return self._known / self._pixels if self._pixels else float("nan")
 
     def add(self, frame: ScoredFrame, result: DepthResult) -> None:
-        """Write a frame. Raises FrameError if it exists already or cannot be written."""
+        """Write a frame. Raises FrameError if it exists already or cannot be written, or if the
+        folder of its source holds frames of an earlier export."""
+        source = self.folder / frame.source
+        if frame.source not in self._sources and not is_new(source):
+            raise FrameError(
+                f"{source} holds an earlier export: name another folder with --out, or remove it"
+                " first."
+            )
+        self._sources.add(frame.source)
         unfinished = UnfinishedFile(self.folder / frame.source / frame.name, "--out")
         part = unfinished.__enter__() / "frame"
         made: Path | None = None

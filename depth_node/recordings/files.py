@@ -6,6 +6,7 @@ one line of bounded length.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -77,6 +78,34 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise FrameError(f"{path} holds a {type(value).__name__}: write a JSON object.")
     return value
+
+
+def new_folder(chosen: Path | None, usual: Path, option: str = "--out") -> Path:
+    """Return a folder for the results of a run that holds nothing yet, so that no runs are mixed.
+
+    chosen: the user's folder. None: `usual`, or usual_2, usual_3, ... if those before hold files.
+    option: of the command, for the sentence. The folder is not made. Raises FrameError if the
+    chosen folder holds something or is a file.
+    """
+    if chosen is None:
+        numbered = (usual.with_name(f"{usual.name}_{number}") for number in itertools.count(2))
+        return next(folder for folder in itertools.chain([usual], numbered) if is_new(folder))
+    if not is_new(chosen):
+        what = "holds files already" if chosen.is_dir() else "is a file"
+        raise FrameError(f"{chosen} {what}: name a new folder with {option}, or remove it first.")
+    return chosen
+
+
+def is_new(folder: Path) -> bool:
+    """Return whether nothing has this name, or an empty folder. Raises FrameError if unreadable."""
+    if not os.path.lexists(folder):
+        return True
+    try:
+        return folder.is_dir() and not any(folder.iterdir())
+    except OSError as error:
+        raise FrameError(
+            f"{folder} cannot be read ({error.strerror}): check its permissions, or name another."
+        ) from None
 
 
 class UnfinishedFile:

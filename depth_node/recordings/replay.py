@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -110,15 +111,11 @@ class RunFolder:
 
     def __init__(self, path: Path, pipeline: DepthPipeline, facts: Mapping[str, Any]) -> None:
         self.path = path
-        try:
+        with self.writing():
             path.mkdir(parents=True, exist_ok=True)
+            # "x": another process may have taken the folder in the meantime.
+            self._rows = (path / "frames.jsonl").open("x", encoding="utf-8")
             (path / "config.yaml").write_text(dump(pipeline.config), encoding="utf-8")
-            self._rows = (path / "frames.jsonl").open("w", encoding="utf-8")
-        except OSError as error:
-            raise FrameError(
-                f"The run folder {path} cannot be written ({error.strerror}): name another with"
-                " --out."
-            ) from None
         versions = {
             "depth_node": __version__,
             "python": platform.python_version(),
@@ -128,30 +125,46 @@ class RunFolder:
 
     def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append the rows of a frame."""
-        for row in rows:
-            self._rows.write(json.dumps(row) + "\n")
-        self._rows.flush()
+        with self.writing():
+            for row in rows:
+                self._rows.write(json.dumps(row) + "\n")
+            self._rows.flush()
 
     def save_depth(self, name: str, result: DepthResult) -> None:
         """Write the depth of a frame and its standard deviation."""
         folder = self.path / "depth"
-        folder.mkdir(exist_ok=True)
-        np.savez_compressed(folder / f"{name}.npz", depth=result.depth, std=result.std)
+        with self.writing():
+            folder.mkdir(exist_ok=True)
+            np.savez_compressed(folder / f"{name}.npz", depth=result.depth, std=result.std)
 
     def __enter__(self) -> RunFolder:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._rows.close()
+        with suppress(OSError):  # every row was flushed; a full disk has been reported
+            self._rows.close()
 
     def finish(self, summary: Sequence[Mapping[str, Any]], sentences: Iterable[str]) -> None:
         """Write the summary, and sentences below its table."""
         self._write("summary.json", summary)
         lines = "".join(f"\n{sentence}\n" for sentence in sentences)
-        (self.path / "summary.md").write_text(markdown(summary) + lines, encoding="utf-8")
+        with self.writing():
+            (self.path / "summary.md").write_text(markdown(summary) + lines, encoding="utf-8")
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Name the folder in a FrameError if the block cannot write into it."""
+        try:
+            yield
+        except OSError as error:
+            raise FrameError(
+                f"The run folder {self.path} cannot be written ({error.strerror or error}): make"
+                " room, or name another with --out."
+            ) from None
 
     def _write(self, name: str, content: Any) -> None:
-        (self.path / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        with self.writing():
+            (self.path / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 @dataclass(frozen=True)
@@ -213,7 +226,8 @@ def replay(
                 heading = f"Metric depth from one image and {len(result.sparse)} measured points"
                 words = f"{frame.source} / {frame.name}   |   {result.fit.message}"
                 images_of = panel(frame, results, comparison.own, heading, words)
-                panels += images_of.save(out / "images", stem, singles=False)
+                with folder.writing():
+                    panels += images_of.save(out / "images", stem, singles=False)
             count += 1
             on_frame(frame.name)
         if not count:

@@ -345,5 +345,11 @@ def _error_card(
 def write_image(path: Path, image: npt.NDArray[Any]) -> None:
     """Write an image (H, W, 3) RGB as PNG or JPEG by the suffix. Raises OSError if that fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    if not cv2.imwrite(str(path), cv2.cvtColor(image, cv2.COLOR_RGB2BGR)):
-        raise OSError(f"Could not write {path}: check the folder's permissions and the suffix")
+    bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+    try:
+        encoded, data = cv2.imencode(path.suffix, bgr)
+    except cv2.error:  # an unknown suffix
+        encoded = False
+    if not encoded:
+        raise OSError(f"Could not write {path}: name a file with the suffix .png or .jpg")
+    path.write_bytes(data.tobytes())  # imwrite would not say that the disk is full

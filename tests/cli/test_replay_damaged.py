@@ -40,7 +40,7 @@ def test_broken_frames_are_left_out_counted_and_told(
     assert replay_folder(source) == 1
     shown = capsys.readouterr().out
     assert "3 frames" in shown and "left out: 2 frames: " in shown and "a/rgb.png" in shown
-    run = tmp_path / "runs" / "hall"
+    run = tmp_path / "runs" / "hall_2"
     assert json.loads((run / "summary.json").read_text())[0]["frames"] == 3
     assert "left out: 2 frames" in (run / "summary.md").read_text()
     for name in "bce":

@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 
+from depth_node.recordings.files import new_folder
 from depth_node.recordings.frames import IMAGE_SUFFIXES
 from depth_node.visualization import colours, panels, text
 from training import checkpoints
@@ -351,7 +352,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("a", type=Path, metavar="A", help="run, checkpoint or network folder")
     parser.add_argument("b", type=Path, metavar="B", help="what to compare it with")
     parser.add_argument("--data", type=Path, required=True, help="folder of images")
-    parser.add_argument("--out", type=Path, required=True, help="folder for cka.json and cka.png")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="new folder for cka.json and cka.png"
+    )
     parser.add_argument("--count", type=int, default=512, help="largest number of images")
     parser.add_argument("--batch", type=int, default=64, help="images per batch")
     parser.add_argument("--height", type=int, default=224, help="images are brought to this size")
@@ -366,6 +369,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def command(args: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Compare two checkpoints and write OUT/cka.json and OUT/cka.png; return the JSON's content."""
+    out = new_folder(args.out, args.out)
     a, b = open_checkpoint(args.a), open_checkpoint(args.b)
     unit = int(np.lcm(a[1].multiple_px, b[1].multiple_px))
     size = [max(round(side / unit), 1) * unit for side in (args.height, args.width)]
@@ -374,10 +378,10 @@ def command(args: argparse.Namespace, console: Console) -> dict[str, Any]:
         a, b, images, LayerSimilarity(args.estimator), args.layers, args.rows, args.batch, console
     )
     result = {"a": str(args.a), "b": str(args.b), "height": size[0], "width": size[1], **result}
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "cka.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "cka.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
     panels.write_image(
-        args.out / "cka.png",
+        out / "cka.png",
         draw(result, *("/".join(path.parts[-2:]) for path in (args.a, args.b))),
     )
     same = ", ".join("-" if v is None else f"{v:.3f}" for v in result["layer_by_layer"])
