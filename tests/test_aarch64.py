@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`make test-aarch64`: where the emulation cannot be had it says why."""
+"""`make test-aarch64`: it says why if the emulation is not available."""
 
 from __future__ import annotations
 

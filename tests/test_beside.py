@@ -11,7 +11,7 @@ from tests.helpers import REPO
 
 
 def test_the_ratio_of_paired_times_has_an_interval_about_it() -> None:
-    """A slow machine slows both; what is left is the ratio."""
+    """A slow machine slows both checkouts, so their ratio remains."""
     rng = np.random.default_rng(0)
     load = rng.uniform(1, 3, 200)
     there = 10 * load * rng.uniform(0.98, 1.02, 200)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The search for constants that no test notices: what it finds and what it makes of it."""
+"""The mutants of constants: which constants are found, how they are changed and reported."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The judge of the soak finds leaks, stuck nodes, tracebacks and lost frames, and no noise."""
+"""Evaluation of the soak: it finds leaks, stuck nodes, tracebacks and lost frames, not noise."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LIMITS = Limits()
 
 
 def life(seconds: int, mb_per_h: float = 0.0, threads_per_h: float = 0.0, number: int = 1) -> list:
-    """A process that takes 100 MB while it warms up and then grows steadily, with noise."""
+    """Return samples of a process that takes 100 MB in its warm-up and then grows, with noise."""
     noise = np.random.default_rng(0).normal(scale=3.0, size=seconds)
     return [
         Sample(
@@ -55,7 +55,7 @@ def test_a_single_peak_is_no_slope() -> None:
 
 
 def feed(flow: Flow, start_s: float, end_s: float, known: float | None) -> str:
-    """Ten images a second; depth with this share of known pixels, or none."""
+    """Ten images per second; depth with this fraction of known pixels, or no depth."""
     for t in np.arange(start_s, end_s, 0.1):
         flow.image(t)
         if known is not None:
