@@ -57,7 +57,10 @@ def add_method_options(parser: argparse.ArgumentParser) -> None:
 
 
 def pipeline_config(options: argparse.Namespace) -> PipelineConfig:
-    """Settings from --config, --set, --model, --manifest and --method. Raises ConfigError."""
+    """Return the settings of --config, --set, --model, --manifest and --method.
+
+    Raises ConfigError.
+    """
     config = load(PipelineConfig, options.config) if options.config else PipelineConfig()
     shortcuts = {
         "model.path": options.model,
@@ -78,7 +81,10 @@ def need_ros() -> None:
 
 
 def matrix(text: str, option: str = "--t-camera-lidar") -> npt.NDArray[Any] | None:
-    """(4, 4) from 16 numbers row by row, None from an empty text. Raises UsageError."""
+    """Return the matrix (4, 4) of 16 numbers, row by row, or None for an empty text.
+
+    Raises UsageError, which names the option.
+    """
     if not text:
         return None
     try:
@@ -104,7 +110,7 @@ def integers(name: str, text: str) -> list[int]:
 
 
 def random_seeds(text: str | int, usual: Sequence[int] = ()) -> list[int]:
-    """The numbers of --seed, one or several; `usual` where none is given. Raises UsageError."""
+    """Return the numbers of --seed, or `usual` if none is given. Raises UsageError."""
     numbers = integers("--seed", str(text)) or list(usual)
     for number in numbers:
         if number < 0:

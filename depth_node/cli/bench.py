@@ -44,7 +44,7 @@ from depth_node.recordings.files import new_folder
 from depth_node.recordings.frames import find_frames, is_bag
 from depth_node.recordings.held_out import Sampling
 
-DRIVE_LINES = 4  # of a rosbag2 one of so many scan lines is measured, unless --lines says it
+DRIVE_LINES = 4  # default of --lines for a rosbag2: one of so many scan lines is measured
 
 
 def add(commands: Any) -> None:
@@ -60,7 +60,7 @@ def add(commands: Any) -> None:
         add_benchmark(kinds)
 
 
-# --- options that several have -------------------------------------------------------------------
+# --- shared options ------------------------------------------------------------------------------
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
@@ -70,7 +70,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 
 @contextmanager
 def _predictor(options: argparse.Namespace) -> Iterator[DepthModel | str]:
-    """The network, or the name of the stored predictions that are taken for its own."""
+    """Yield the network, or the name of the stored predictions that replace it."""
     if options.prediction:
         yield options.prediction
         return
@@ -202,7 +202,7 @@ def _run_accuracy(options: argparse.Namespace) -> int:
 
 
 def _run_drive(options: argparse.Namespace) -> int:
-    """Accuracy on a robot's own recording, at LiDAR points that are held out."""
+    """Measure accuracy on a robot's own recording, at LiDAR points that are held out."""
     terminal = console()
     if len(options.sources) != 1:
         raise UsageError("give one rosbag2 at a time: each has its own calibration and scores")

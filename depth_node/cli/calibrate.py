@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`depth_tools calibrate`: pose and time of the LiDAR from a recording, and how well known."""
+"""`depth_tools calibrate`: the LiDAR's pose and time offset with their standard deviations."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from depth_node.visualization.edges import before_and_after
 from depth_node.visualization.panels import write_image
 
 USED_FRAMES = 60
-"""Frames that are used, spread evenly: more of a walk show the same edges again."""
+"""Number of frames used, spread evenly; more frames of a walk show the same edges again."""
 LEAST_EDGES = 150
 
 
 def add(commands: Any) -> None:
-    """The options of `depth_tools calibrate`."""
+    """Add the command `calibrate` with its options."""
     parser = commands.add_parser(
         "calibrate", help="estimate the LiDAR's pose and time offset from a recording"
     )
@@ -113,7 +113,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def time_words(found: Estimate) -> str:
-    """The time offset as the node's parameter takes it, or why there is none to set."""
+    """Return the time offset (s) as the node's parameter, or why it cannot be set."""
     if not found.time_known:
         return "not known (no motion, or no stamps)"
     if AXES[6] in found.unknown:
@@ -148,7 +148,7 @@ def _draw(out: Path, frames: Sequence[FrameInput], before: Floats, after: Floats
 
 
 def _common_pose(frames: Sequence[FrameInput]) -> Floats:
-    """The one pose (4, 4) of all frames. Raises UsageError if they differ or there is none."""
+    """Return the pose (4, 4) of all frames. Raises UsageError if they differ or have none."""
     poses = [f.T_camera_lidar for f in frames if f.T_camera_lidar is not None]
     if not poses:
         raise UsageError("no frame has LiDAR points with a pose: give --start 'the 16 numbers'")
@@ -163,7 +163,7 @@ def _common_pose(frames: Sequence[FrameInput]) -> Floats:
 def _folder_frames(options: argparse.Namespace, source: Path) -> list[FrameInput]:
     frames = []
     folders = find_frames(source)
-    # Every frame would not fit in memory; without stamps none needs its neighbours.
+    # All frames would not fit in memory; a frame without a stamp does not need its neighbours.
     for folder in folders[:: max(1, len(folders) // max(options.frames, 1))]:
         frame = read_frame(folder)
         if frame.points_lidar is None:
@@ -177,7 +177,7 @@ def _folder_frames(options: argparse.Namespace, source: Path) -> list[FrameInput
 def _bag_frames(options: argparse.Namespace, source: Path) -> list[FrameInput]:
     options.t_camera_lidar = options.start or options.t_camera_lidar
     with opened_bag(options, source) as bag:
-        # Every frame would not fit in memory: as many as are used, each between two neighbours.
+        # All frames would not fit in memory: keep the used ones, each with its two neighbours.
         step = max(1, len(bag) // max(options.frames, 1))
         wanted: Iterable[FrameInput] = bag.frames()
         if step > 3:

@@ -21,7 +21,7 @@ from depth_node.sentences import one_line, quoted
 if TYPE_CHECKING:
     from rich.console import Console
 
-_HEAD_LINES = 2  # of a table, where a column must not be wider than its numbers
+_HEAD_LINES = 2  # most lines of a heading; a column is not made wider than its numbers for fewer
 
 
 class UsageError(ValueError):
@@ -29,8 +29,10 @@ class UsageError(ValueError):
 
 
 class CommandParser(argparse.ArgumentParser):
-    """Reads a command line. A path that is empty, as that of a shell's unset variable is, would be
-    the folder that one happens to be in: it is refused."""
+    """A parser of a command line that refuses an empty path.
+
+    A shell's unset variable gives one, and Path("") would be the current folder.
+    """
 
     def __init__(self, *words: Any, **more: Any) -> None:
         super().__init__(*words, **more)
@@ -51,11 +53,11 @@ def run_command(
     errors: tuple[type[Exception], ...],
     status: int = 2,
 ) -> int:
-    """Run a command; its exit status, or `status` after one sentence on standard error.
+    """Run a command and return its exit status, or `status` after one sentence on standard error.
 
-    program: its name before the sentence, "" for none. errors: those of the user; what the system
-    refuses counts as one, a file that may not be read or a disk that is full. An output that cannot
-    show a character gets its escape; one that is closed is done without.
+    program: the name before the sentence, "" for none. errors: the user errors; an OSError, such as
+    a file that may not be read or a full disk, counts as one. A character that an output cannot
+    encode is written as its escape. A closed output is replaced by the null device.
     """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
@@ -86,20 +88,20 @@ def run_command(
 
 
 def _drop_output() -> None:
-    """Python writes what is left of the output at its end, and would complain again."""
+    """Send unwritten output to the null device: Python would fail again when it flushes at exit."""
     with suppress(OSError, ValueError):
         sys.stdout.flush()
         return
-    with suppress(OSError, ValueError):  # a stream without a file of its own
+    with suppress(OSError, ValueError):  # a stream without a file descriptor
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def console(bare: bool = False) -> Console:
-    """The terminal as a console of rich. Raises UsageError if rich is not installed.
+    """Return a rich console for the terminal. Raises UsageError if rich is not installed.
 
-    bare: then write plain text instead (doctor, which says what is missing, runs without it).
-    Texts are shown as they are: names in brackets are no markup, and control characters in foreign
-    texts are escaped, so that the terminal does not obey them.
+    bare: return a console for plain text instead if rich is missing, because doctor must report
+    that. Names in brackets are not read as markup, and control characters in texts of others are
+    escaped, so that the terminal does not execute them.
     """
     try:
         from rich.console import Console
@@ -117,7 +119,7 @@ def console(bare: bool = False) -> Console:
 
 
 class _PlainConsole:
-    """What doctor uses of rich's Console, without rich."""
+    """The part of rich's Console that doctor uses, without rich."""
 
     def print(self, text: str = "", *, style: str | None = None, markup: bool = True) -> None:
         """Print a text; without rich it has neither style nor markup."""
@@ -125,7 +127,7 @@ class _PlainConsole:
 
 
 def _visible(text: str) -> str:
-    """The text with its line ends; other control characters and lone surrogates are escaped."""
+    """Escape control characters and lone surrogates in a text, except line ends and tabs."""
     return "".join(
         char
         if char.isprintable() or char in "\n\t\xa0"
@@ -136,7 +138,7 @@ def _visible(text: str) -> str:
 
 @contextmanager
 def progress(terminal: Console, label: str, total: int | None) -> Iterator[Callable[[str], None]]:
-    """A progress bar; a call of its value with a short text advances it by one."""
+    """Show a progress bar; calling the value with a short text advances it by one."""
     if isinstance(terminal, _PlainConsole):
         print(f"{_visible(label)} ...", file=sys.stderr)
         yield lambda text: None
@@ -241,7 +243,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def image_size(option: str, text: str) -> tuple[int, int]:
-    """ "640x480" -> (height, width). Raises UsageError for another text."""
+    """Return (height, width) of a text like "640x480". Raises UsageError for another text."""
     width, cross, height = text.lower().partition("x")
     sizes = [int(side) for side in (width, height) if re.fullmatch("[0-9]{1,6}", side)]
     if not cross or len(sizes) != 2 or not all(sizes):

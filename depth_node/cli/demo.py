@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The live demo: renders a room, runs camera, node and listener as processes, judges the result.
+"""`depth_tools demo`: render a room, run camera, node and listener as processes, score the depth.
 
 Nothing here imports ROS: depth_node.ros.demo and depth_node.ros.main run as processes of their own,
 in a ROS domain of their own that does not leave this machine. The other methods of the table are
@@ -61,11 +61,11 @@ NAMES = {
 
 @dataclass(frozen=True)
 class Unplugged:
-    """What came while the LiDAR was silent.
+    """The depth received while the LiDAR was silent.
 
-    images: depth images scored. abs_rel: their mean, answered: the mean share of pixels with depth.
-    statuses: the fit's in /diagnostics meanwhile. back_s: from the LiDAR's return to the first
-    diagnosis that is OK, None if none came.
+    images: number of scored depth images. abs_rel: their mean AbsRel. answered: the mean fraction
+    of pixels with depth. statuses: the fit statuses in /diagnostics during that time. back_s: time
+    (s) from the LiDAR's return to the first status OK, None if there was none.
     """
 
     images: int
@@ -77,12 +77,12 @@ class Unplugged:
 
 @dataclass(frozen=True)
 class DemoReport:
-    """What the demo found.
+    """Results of the demo.
 
     rows: a row per scored frame and method (scores.score), the node's own as method "live".
     latency_ms, arrival_ms: stamp to publish and stamp to receive. worst_difference: largest
     relative difference between depth received live and computed off line from the same frame.
-    extrinsics: what the node said of them, and from which image on.
+    extrinsics: the node's verdicts on them, each with the number of the image it began at.
     """
 
     rows: list[dict[str, Any]]
@@ -109,11 +109,11 @@ class DemoReport:
 
 
 def run(options: DemoOptions, out: Path, progress: Progress) -> DemoReport:
-    """Everything, from rendering to the images in `out`. Raises DemoError when no depth came.
+    """Render, run and score, and write images into `out`. Raises DemoError if no depth came.
 
     progress(what, total) is a context manager that gives a function to call after each step.
     """
-    # Every image on its own, so that any of them can be computed again and compared.
+    # No memory between images, so that any of them can be computed again and compared.
     alone = changed(options.config, {"fit.field.temporal.enabled": False})
     options = dataclasses.replace(options, config=alone)
     with tempfile.TemporaryDirectory(prefix="depth_demo_") as temporary:
@@ -134,13 +134,13 @@ def run(options: DemoOptions, out: Path, progress: Progress) -> DemoReport:
 def _judge(
     options: DemoOptions, frames: Path, folder: Path, live: Live, out: Path, progress: Progress
 ) -> DemoReport:
-    """Score what came against the truth and the other methods; draw."""
+    """Score the received depth and the other methods against the truth, and draw panels."""
     sent = [json.loads(row) for row in (folder / "published.jsonl").read_text("utf-8").splitlines()]
     index_of = {row["number"]: row["index"] for row in sent}
     paths = {int(path.stem.split("_")[1]): path for path in sorted(folder.glob("live_*.npy"))}
     silent = {row["number"] for row in sent if not row["lidar"]}
     without = {number: path for number, path in paths.items() if number in silent}
-    # Off line the LiDAR is where it is said to be.
+    # The off-line pipeline knows only the stated extrinsics: compare images before the turn.
     alike = set(range(options.knocked_at)) - silent
     kept = {number: path for number, path in paths.items() if number in alike}
     chosen = np.linspace(0, len(kept) - 1, min(PANELS + 2, len(kept))).round().astype(int)
@@ -189,7 +189,7 @@ def _unplugged(
     views: list[Path],
     states: list[tuple[int, str]],
 ) -> Unplugged:
-    """Judge the images without a LiDAR. kept: number -> file of the depth that came."""
+    """Score the images without a LiDAR. kept: image number -> file of the received depth."""
     accuracies = []
     for number, path in kept.items():
         truth = read_frame(views[sent[number]["index"]]).truth
@@ -210,7 +210,7 @@ def _unplugged(
 
 
 def _scored_frame(pipeline: DepthPipeline, folder: Path) -> sources.ScoredFrame:
-    """A rendered view with all of its LiDAR points; pixels that were measured are not scored."""
+    """Return a rendered view with all its LiDAR points; pixels with a point are not scored."""
     frame = read_frame(folder)
     assert frame.points_lidar is not None and frame.T_camera_lidar is not None
     observed = FrameInput(frame.image, frame.camera, frame.points_lidar, frame.T_camera_lidar)
@@ -219,7 +219,10 @@ def _scored_frame(pipeline: DepthPipeline, folder: Path) -> sources.ScoredFrame:
 
 
 def depth_difference(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
-    """Largest relative difference of two depth maps; infinite when one is unknown elsewhere."""
+    """Return the largest relative difference of two depth maps (H, W), m.
+
+    Infinite if their unknown pixels differ.
+    """
     known = np.isfinite(one)
     if not np.array_equal(known, np.isfinite(other)):
         return math.inf
@@ -234,7 +237,7 @@ def _draw(
     number: int,
     options: DemoOptions,
 ) -> list[Path]:
-    """The panel of a frame and, for the first one, every image by itself."""
+    """Write the panel of a frame and, for the first frame, each image as a file of its own."""
     shown = {method: one for method, one in results.items() if method != own}
     images = replay.panel(
         frame,
@@ -258,7 +261,7 @@ def _unplugged_sentence(found: Unplugged) -> str:
 
 
 def add(commands: Any) -> None:
-    """The options of `depth_tools demo`."""
+    """Add the command `demo` with its options."""
     parser = commands.add_parser(
         "demo", help="live demo over ROS 2: a moving camera and a LiDAR in a procedural room"
     )
@@ -299,7 +302,7 @@ def add(commands: Any) -> None:
 
 
 def run_command(options: argparse.Namespace) -> int:
-    """Run the demo and tell what came; the exit status."""
+    """Run the demo, print its results and return the exit status."""
     need_ros()
     terminal = console()
     config = pipeline_config(options)
@@ -366,7 +369,7 @@ def run_command(options: argparse.Namespace) -> int:
 
 
 def _print_knock(terminal: Console, options: DemoOptions, report: DemoReport) -> None:
-    """What the node said of its extrinsics, before and after the LiDAR was turned."""
+    """Print the node's verdicts on its extrinsics before and after the LiDAR was turned."""
     at = options.knocked_at
     terminal.print(f"The LiDAR was turned by {options.knock_deg:g} degrees at image {at}.")
     for number, text in report.extrinsics:

@@ -168,7 +168,7 @@ def _doctor_ros(terminal: Console, seconds: float) -> list[str]:
     rows += [(name, os.environ.get(name, "(not set)"), "") for name in names]
     with progress(terminal, "listening to the ROS graph", None):
         topics = graph.seen_topics(seconds)
-    # What a running node publishes is no camera and no LiDAR.
+    # The outputs of a running node are neither a camera nor a LiDAR.
     nodes = _our_nodes([topic.name for topic in topics], list(results.OUTPUTS))
     rows += [("depth_node", name, "runs; its outputs are left out here") for name in nodes]
     ours = {name + topic.removeprefix("~") for name in nodes for topic in results.OUTPUTS}
@@ -183,7 +183,7 @@ def _doctor_ros(terminal: Console, seconds: float) -> list[str]:
 
 
 def _our_nodes(names: Sequence[str], outputs: Sequence[str]) -> list[str]:
-    """Full names of the nodes, of which every output (`~/points`) is among the topics."""
+    """Return the full names of nodes of which all outputs (such as `~/points`) are topics."""
     endings = [output.removeprefix("~") for output in outputs]
     ending = endings[0]
     candidates = [name.removesuffix(ending) for name in names if name.endswith(ending)]
@@ -191,7 +191,7 @@ def _our_nodes(names: Sequence[str], outputs: Sequence[str]) -> list[str]:
 
 
 def _doctor_folders(terminal: Console) -> None:
-    """Who can write into the folders that hold code: engines, networks, numba's machine code."""
+    """List the folders of code (engines, networks, numba's cache) that other users can write."""
     numba = os.environ.get("NUMBA_CACHE_DIR", "")
     folders = [EngineCache.of("", 0).folder, models_folder(), *([Path(numba)] if numba else [])]
     rows = [
@@ -204,11 +204,11 @@ def _doctor_folders(terminal: Console) -> None:
 
 
 _SHARED_MEMORY = Path("/dev/shm")
-_SHARED_MEMORY_MB = 64  # three participants with the segments of fastdds.xml
+_SHARED_MEMORY_MB = 64  # enough for three participants with the segments of fastdds.xml
 
 
 def _shared_memory_fault() -> str:
-    """Why Fast DDS would not run, or ""."""
+    """Return why Fast DDS would fail for lack of shared memory, or ""."""
     try:
         free = shutil.disk_usage(_SHARED_MEMORY).free / 1e6
     except OSError as error:
@@ -248,9 +248,10 @@ for module in json.loads(sys.argv[2]):
 
 
 def _import_errors(modules: Sequence[str]) -> dict[str, str]:
-    """Module -> why it cannot be imported, of those that cannot.
+    """Return why modules cannot be imported: module -> reason, only for those that fail.
 
-    In a process of its own: a library built for another NumPy may end the process that loads it.
+    They are imported in another process: a library built for another NumPy may end the process
+    that loads it.
     """
     failed: dict[str, str] = {}
     left = list(modules)

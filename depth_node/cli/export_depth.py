@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`depth_tools export-depth`: a drive as image and depth pairs, to look at or to train on."""
+"""`depth_tools export-depth`: write image and depth pairs of a drive, to train on or to look at."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MAX_RELATIVE_STD = 0.1
 
 
 def add(commands: Any) -> None:
-    """The options of `depth_tools export-depth`."""
+    """Add the command `export-depth` with its options."""
     parser = commands.add_parser(
         "export-depth",
         help="write image and depth pairs of a drive (uint16 millimetres) for training",
@@ -72,7 +72,7 @@ def _run(options: argparse.Namespace) -> int:
             frames = FolderFrames(source, everything, pipeline)
         advance = stack.enter_context(progress(terminal, "exporting", len(frames)))
         for number, frame in enumerate(frames):
-            # Every image passes through, so that the memory of the method sees them all.
+            # Every image is processed, so that the method's memory contains them all.
             result = pipeline.process(frame.input)
             if number % options.every == 0:
                 out.add(frame, result)

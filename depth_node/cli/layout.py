@@ -20,7 +20,7 @@ _RVIZ_HEAD = """\
 
 
 def add(commands: Any) -> None:
-    """The options of `depth_tools layout`."""
+    """Add the command `layout` with its options."""
     parser = commands.add_parser(
         "layout",
         help="write a Foxglove layout or RViz configuration with the topics of your node",

@@ -2,7 +2,7 @@
 """The command line `depth_tools`: demo, replay, export-depth, calibrate, bench,
 layout, doctor, models, parameters.
 
-An error of the user ends with one sentence and exit status 2, a failed check with 1.
+A user error ends with one sentence and exit status 2, a failed check with exit status 1.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """All commands with their options; a command's namespace holds `run`."""
+    """Return the parser of all commands; `run` of a parsed namespace is the command's function."""
     whole = CommandParser(
         prog="depth_tools", description="Tools for metric depth from images and sparse LiDAR."
     )

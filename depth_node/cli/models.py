@@ -169,7 +169,7 @@ def _run_fetch(options: argparse.Namespace) -> int:
 
 
 def _confirm(terminal: Console, entry: registry.RegistryEntry) -> None:
-    """Ask the user at the terminal; UsageError unless they agree."""
+    """Ask the user at the terminal to accept the licence. Raises UsageError unless they do."""
     question = f"The licence {entry.licence} forbids commercial use. Is yours non-commercial? [y/N]"
     if sys.stdin.isatty() and terminal.input(question + " ").strip().lower() in ("y", "yes"):
         return

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`depth_tools replay`: recorded frames or a rosbag2 through the pipeline."""
+"""`depth_tools replay`: run the pipeline on recorded frames or a rosbag2."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _OTHER_SENSORS = {"landmarks": 0.05, "depth": 0.02, "range": 0.1}  # noise: the 
 
 
 def add(commands: Any) -> None:
-    """The options of `depth_tools replay`."""
+    """Add the command `replay` with its options."""
     parser = commands.add_parser(
         "replay",
         help="run the pipeline on recorded frames or a rosbag2",
@@ -104,7 +104,7 @@ def add(commands: Any) -> None:
 
 
 def add_bag_options(parser: argparse.ArgumentParser) -> None:
-    """The options that say how a bag is read: those of `opened_bag`."""
+    """Add the options for reading a bag, which `opened_bag` uses."""
     bag = parser.add_argument_group("rosbag2 (topics are found by their type unless named)")
     for name in ("image", "camera-info", "points", "scan"):
         bag.add_argument(f"--{name}-topic", default="", metavar="TOPIC")
@@ -234,9 +234,9 @@ def _run_replay(options: argparse.Namespace) -> int:
 
 
 def refuse_bag_options(options: argparse.Namespace, **own: Any) -> None:
-    """Raises UsageError for an option of `add_bag_options` that a folder of frames would ignore.
+    """Raise UsageError for an option of `add_bag_options`, which a folder of frames would ignore.
 
-    own: defaults that are the command's own.
+    own: defaults in which the command differs from `add_bag_options`.
     """
     parser = argparse.ArgumentParser()
     add_bag_options(parser)
@@ -249,7 +249,7 @@ def refuse_bag_options(options: argparse.Namespace, **own: Any) -> None:
 
 
 def opened_bag(options: argparse.Namespace, source: Path) -> Any:
-    """The bag that the options of `add_bag_options` describe, a context manager."""
+    """Return the bag that the options of `add_bag_options` describe, a context manager."""
     bags = open_bags()
     topics = bags.BagTopics(
         options.image_topic,
@@ -274,15 +274,16 @@ def opened_bag(options: argparse.Namespace, source: Path) -> Any:
 
 
 def _sinks(options: argparse.Namespace, model: str, bag: Any, trouble: dict[str, str]) -> list[Any]:
-    """What takes the results besides the run folder; context managers.
+    """Return the outputs besides the run folder, as context managers.
 
-    bag: the opened source, None for a folder. trouble: gets why there are no obstacles.
+    bag: the opened source, None for a folder of frames. trouble: receives the reasons why there are
+    no obstacles.
     """
     sinks: list[Any] = []
     if options.obstacles and options.out_bag is None:
         raise UsageError("--obstacles are written into a bag: name it with --out-bag.")
     if options.out_bag is not None:
-        open_bags()  # says what is missing
+        open_bags()  # reports missing packages
         from depth_node.ros.bags.writer import ResultBag
         from depth_node.ros.transforms.ground import Ground
 
@@ -319,7 +320,7 @@ def _replay_with_bar(
 
 
 def _plain(name: str) -> str:
-    """A name for the progress bar, which would take [red] for an instruction."""
+    """Return a name for the progress bar, which would read [red] as markup."""
     return both_ends(name, 60).replace("[", "\\[")
 
 
@@ -343,7 +344,10 @@ def _print_summary(
 
 
 def open_bags() -> Any:
-    """The reader of bags. UsageError where the ROS message packages are missing."""
+    """Import and return depth_node.ros.bags.
+
+    Raises UsageError if the ROS message packages are missing.
+    """
     try:
         from depth_node.ros import bags
     except ImportError as error:
