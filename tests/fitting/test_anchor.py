@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""anchor: metres when the LiDAR falls silent, as wide as they are uncertain, and never invented."""
+"""anchor: metres without LiDAR points, with an honest interval, and none without evidence."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SECOND = 1_000_000_000
 
 
 def prediction(kind: str = "disparity_affine_invariant", scale: float = 1.0) -> Prediction:
-    """What a network says of DEPTH; scale: how far its metres wandered."""
+    """Return a network's prediction of DEPTH; scale: drift of its metres."""
     depth = DEPTH * np.float32(scale)
     values = 1 / depth if kind.startswith("disparity") else depth
     values = np.log(depth) if kind.startswith("log") else values
@@ -242,7 +242,7 @@ def metric_network(values: np.ndarray = VALUES) -> Prediction:
 
 
 def bound_of(anchor: MetricAnchor, stamp_ns: int) -> float:
-    """95 % bound of the relative error without a point."""
+    """Return the 95 % bound of the relative error without a point."""
     nothing = np.empty(0)
     answer = anchor.answer(stamp_ns, metric_network(), nothing, nothing, 60.0)
     assert answer is not None
@@ -250,7 +250,7 @@ def bound_of(anchor: MetricAnchor, stamp_ns: int) -> float:
 
 
 def walked(log_scale: np.ndarray) -> MetricAnchor:
-    """Ten frames a second, whose metres follow a scale that wanders."""
+    """Process ten frames a second, whose metres follow a drifting scale."""
     anchor = MetricAnchor()
     for i, shift in enumerate(log_scale):
         anchor.learn(i * SECOND // 10, metric_network(), VALUES, VALUES * np.exp(shift))

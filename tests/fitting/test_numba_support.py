@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""numba where it can be used, and a reason where it cannot."""
+"""numba if it can be used, else the reason why not."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.helpers import REPO
 
 @pytest.fixture
 def _fresh() -> Iterator[None]:
-    """The look-up is kept for the life of a process; here it is made anew."""
+    """Clear the look-up, which is otherwise cached for the life of a process."""
     find_numba.cache_clear()
     yield
     find_numba.cache_clear()

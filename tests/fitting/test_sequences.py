@@ -83,7 +83,7 @@ def test_standing_scene_flickers_a_third_as_much(kind: str, network: str, points
 
 
 def test_things_that_move_on_their_own_are_not_smeared() -> None:
-    """A pose says all of how the camera moved and nothing of them."""
+    """A pose describes the motion of the camera and not that of the objects."""
     score = sequences.score("slow drive, traffic", "sharp", "300 points", "right")
     assert score.moving_on <= 1.1 * score.moving_off
 

@@ -24,7 +24,7 @@ def image_of(text: str) -> np.ndarray:
 
 
 def blobs(seed: int, height: int = 60, width: int = 80, kinds: int = 6) -> np.ndarray:
-    """Random connected regions of all sizes, many tiny ones among them."""
+    """Return a map of random connected regions of all sizes, many of them tiny."""
     noise = np.random.default_rng(seed).random((height, width)).astype(np.float32)
     smooth = cv2.GaussianBlur(noise, (0, 0), 1.5)
     cuts = np.quantile(smooth, np.linspace(0, 1, kinds + 1)[1:-1])

@@ -23,7 +23,7 @@ EVERYTHING = PromptConfig(min_iou=0.0, min_stability=0.0, nms_iou=1.0)
 
 
 def discs(count: int, height: int, width: int, seed: int = 0) -> tuple[list, np.ndarray]:
-    """Maps that are above 0 inside of random discs, and their boxes."""
+    """Return maps that are above 0 inside random discs, and the boxes of the discs."""
     rng = np.random.default_rng(seed)
     rows, cols = np.mgrid[0:height, 0:width].astype(np.float32)
     maps, boxes = [], []
@@ -109,7 +109,7 @@ def test_overlaps_of_boxes_and_masks() -> None:
 
 
 def test_what_a_dropped_mask_would_have_dropped_stays() -> None:
-    """A chain: the first drops the second, so the third, which only the second overlaps, stays."""
+    """The first mask drops the second, so the third, which only the second overlaps, stays."""
     overlap = np.array([[1, 0.8, 0.1], [0.8, 1, 0.8], [0.1, 0.8, 1]], np.float32)
     assert suppressed(overlap, 0.7).tolist() == [0, 2]
     assert suppressed(overlap, 0.9).tolist() == [0, 1, 2]
@@ -121,7 +121,7 @@ def test_what_a_dropped_mask_would_have_dropped_stays() -> None:
 
 @pytest.mark.parametrize("size", [(96, 128), (240, 320), (61, 83), (300, 300)])
 def test_painting_is_that_of_whole_masks(size: tuple[int, int]) -> None:
-    """Windows of masks enlarged one by one, against every mask enlarged whole."""
+    """Enlarging only each mask's window gives the same as enlarging every mask whole."""
     height, width = size
     maps, boxes = discs(25, 64, 64)
     painted = paint(maps, boxes, (64, 64), height, width)
@@ -193,7 +193,7 @@ def test_edges_everywhere_nowhere_and_unknown() -> None:
 
 
 def test_masks_without_a_finite_box_are_none() -> None:
-    """A decoder that overflowed in half precision gives NaN; casts of it differ by processor."""
+    """A decoder that overflowed in FP16 gives NaN, whose integer cast depends on the CPU."""
     maps, boxes = discs(5, 60, 80)
     boxes[1] = np.nan
     boxes[2, 3] = np.inf

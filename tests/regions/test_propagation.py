@@ -23,14 +23,14 @@ ALWAYS = SegmentationConfig(every=0, change=1.0)
 
 @pytest.fixture(scope="module")
 def walk() -> list[Any]:
-    """Eight images of a walk through a room, with their exact regions."""
+    """Render eight images of a walk through a room, with their exact regions."""
     scene = Scene.random(3)
     path = camera_path(scene, 240, 3)[:8]
     return [scene.render(CAMERA, pose, antialias=False) for pose in path]
 
 
 def test_regions_follow_the_picture(walk: list[Any]) -> None:
-    """Carried regions are nearer to the exact ones than those that stay where they were."""
+    """Propagated regions agree better with the exact ones than the unmoved regions do."""
     memory = RegionMemory()
     memory.keep(walk[0].image, walk[0].labels)
     numbers = np.unique(walk[0].labels)

@@ -17,14 +17,14 @@ from tests.helpers.region_scenes import connected
 
 
 def quadrants(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """An image of four colours and what its regions are."""
+    """Return an image of four colours and its true regions."""
     truth = 1 + (np.arange(height)[:, None] >= height // 2) * 2 + (np.arange(width) >= width // 2)
     colours = np.array([[0, 0, 0], [200, 40, 40], [40, 160, 60], [40, 60, 200], [220, 200, 60]])
     return colours[truth].astype(np.uint8), truth
 
 
 def crossing(labels: np.ndarray, truth: np.ndarray) -> float:
-    """Share of pixels in regions that another true region owns."""
+    """Return the fraction of pixels whose region belongs mostly to another true region."""
     lost = 0
     for label in range(1, labels.max() + 1):
         counts = np.bincount(truth[labels == label])

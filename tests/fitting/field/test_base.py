@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The base line: robust, never upside down, silent where the network is."""
+"""The base line: robust, never inverted, unknown where the network gives no value."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_line_without_noise_is_recovered_and_a_constant_has_no_slope() -> None:
 
 
 def test_points_count_by_their_declared_noise() -> None:
-    """20 exact points and 200 poor ones: the exact ones have the say."""
+    """20 exact and 200 noisy points: the exact ones determine the line."""
     rng = np.random.default_rng(5)
     noise = np.where(np.arange(220) < 20, 0.01, 0.3)
     missed = []

@@ -31,7 +31,7 @@ def test_weak_network_is_helped(room: Room, count: int) -> None:
 
 @pytest.mark.parametrize("noise", [0.0, 0.02])
 def test_good_network_is_left_alone(room: Room, noise: float) -> None:
-    """Noise of the points makes both fields look alike; the good network is kept all the same."""
+    """A good network is kept, although noise of the points makes both fields look equally good."""
     points = measure(room, 1000)
     factor = 1 + noise * np.random.default_rng(0).standard_normal(1000)
     points, given = with_depth(points, points.depth * factor), network(room, amplitude=0.03)
@@ -52,7 +52,7 @@ def test_few_points_do_not_tell_which_is_better(room: Room) -> None:
 
 
 def test_blend_lies_between_both_fields(room: Room) -> None:
-    """It is a mean: scaling the points scales it, and no depth comes from neither field."""
+    """The blend is a weighted mean: it scales with the points and stays between both fields."""
     given, points = brightness(room), measure(room, 500)
     mixed = solved(room, points, prediction=given)
     tripled = solved(room, with_depth(points, 3 * points.depth), prediction=given)

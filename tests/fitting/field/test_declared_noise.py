@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Points of several sensors: each weighed by the noise that it declares, in depth and interval."""
+"""Points of several sensors, weighted by their declared noise, in depth and interval."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_noise_follows_its_points_through_subset_and_arrays() -> None:
 
 
 def test_the_interval_of_a_few_noisy_points_holds() -> None:
-    """The largest error of five points is no 95 % quantile, so their whole noise is not in it."""
+    """The largest error of five points is no 95 % quantile, and has less than their whole noise."""
     results = [together(sensor(5, 0.1, seed)) for seed in range(40)]
     assert np.mean([coverage(r.depth, r.std, TRUTH) for r in results]) > 0.95
 
@@ -116,7 +116,7 @@ def test_no_error_is_taken_for_noise_wholly() -> None:
 
 @pytest.mark.parametrize(("count", "least", "most"), [(24, 0.93, 0.985), (10, 0.955, 0.995)])
 def test_interval_of_few_noisy_points(count: int, least: float, most: float) -> None:
-    """Their noise is taken off whole from 20 points on, and less of it before."""
+    """The whole noise is subtracted with 20 points or more, and less of it with fewer."""
     held = []
     for seed in range(100, 130):
         result = together(sensor(count, 0.08, seed))

@@ -22,7 +22,7 @@ from tests.helpers.field_room import Room, error, measure, measured_pixels, room
 
 
 def test_answer_tends_to_the_points_as_they_grow_dense(room: Room) -> None:
-    """Even where the network says nothing."""
+    """This holds even with a network of constant output."""
     flat = Prediction(np.full(room.depth.shape, 2, np.float32), "depth_affine_invariant")
     errors = [
         error(solved(room, measure(room, n), prediction=flat), room.depth)
@@ -33,7 +33,7 @@ def test_answer_tends_to_the_points_as_they_grow_dense(room: Room) -> None:
 
 
 def test_dense_scan_lines_are_joined_better_than_by_interpolation(room: Room) -> None:
-    """Points every pixel along lines 12 pixels apart, and a network that says nothing."""
+    """Points at every pixel along lines 12 pixels apart, and a network of constant output."""
     blind = Prediction(np.full(room.depth.shape, 2, np.float32), "depth_affine_invariant")
     on_line = np.zeros(room.depth.shape, bool)
     for row in range(3):
@@ -58,7 +58,7 @@ def test_surface_and_rest_make_up_what_was_measured(room: Room) -> None:
 
 
 def test_a_dense_point_reaches_the_cells_beside_it_and_no_farther(room: Room) -> None:
-    """One point says otherwise, on even ground, among points at nearly every cell."""
+    """One point differs on uniform ground, among points in nearly every cell."""
     features = room_features(room, measure(room, 76_000))
     features = dataclasses.replace(
         features, colour=np.zeros_like(features.colour),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Features: which points inform each other, and how much old ones count."""
+"""Features: which points are used for each other, and the weight of old ones."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_without_picture_and_regions(room: Room) -> None:
 
 
 def test_older_points_weigh_less(room: Room) -> None:
-    """Two scans that contradict each other by 6 %: the answer leans to the fresh one."""
+    """Of two scans that differ by 6 %, the newer one has more influence on the result."""
     points = measure(room, 800)
     old = np.arange(800) % 2 == 0
     depth = np.where(old, points.depth * 1.06, points.depth)

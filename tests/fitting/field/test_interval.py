@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The interval holds the truth, and admits where it cannot know."""
+"""The interval contains the true depth, and is NaN where it cannot be estimated."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_interval_is_forgotten_beyond_the_limit_alone() -> None:
 
 @pytest.mark.parametrize("points", ["250 points", "lines", "dense lines"])
 def test_interval_holds_on_a_road_with_a_good_network_of_soft_edges(points: str) -> None:
-    """What such a network leaves is structure, not noise of the points."""
+    """The residuals of such a network are structure, not noise of the points."""
     view = sequences.kind("drive").views[0]
     disparity = 1 / (view.depth * sequences.bend(0, 0.03, (4, 5)))
     soft = cv2.GaussianBlur(disparity, (0, 0), 1.0)
@@ -111,7 +111,7 @@ def test_declared_range_noise_is_taken_from_the_interval_alone(room: Room) -> No
 
 
 def test_point_beside_an_edge_is_told_from_a_wrong_one(room: Room) -> None:
-    """One as deep as what lies beyond the edge, the other as nothing near."""
+    """One point is as deep as the surface beyond the edge, the other as nothing near it."""
     features = room_features(room, measure(room, 400))
     loops = kernels.kernels("auto")
     left_out = LeaveOut.of(features, np.zeros(len(features)), 10, loops)

@@ -186,7 +186,7 @@ def test_left_out_points_are_predicted_alike() -> None:
 
 @pytest.mark.parametrize("name", ["numba", "numpy"])
 def test_rounding_does_not_say_which_of_two_level_lines_is_near(name: str) -> None:
-    """Of the equally near points above and below, the first counts: it looks most alike."""
+    """Of equally near points above and below, the first, which is the most similar, counts."""
     if name == "numba":
         pytest.importorskip("numba")
     rng = np.random.default_rng(4)
@@ -213,7 +213,7 @@ def test_rounding_does_not_say_which_of_two_level_lines_is_near(name: str) -> No
 
 @pytest.fixture
 def without_numba(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """As on a machine without it."""
+    """Simulate a machine without numba."""
     monkeypatch.setitem(sys.modules, "numba", None)
     find_numba.cache_clear()
     kernels.kernels.cache_clear()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Points left out stand for pixels between the points."""
+"""Left-out points represent the pixels between the points."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_interval_holds_between_scan_lines(room: Room) -> None:
 
 
 def test_no_point_inside_the_hole_predicts_the_one_left_out(room: Room) -> None:
-    """Points of four scan lines, which lie closer to each other than pixels to their points."""
+    """Points of four scan lines are closer to each other than pixels are to their nearest point."""
     on_line = np.zeros(room.depth.shape, bool)
     on_line[20::60] = True
     features = room_features(room, measure(room, 800, area=on_line))

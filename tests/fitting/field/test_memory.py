@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The field's memory: calm where the scene stands still, quick where it does not."""
+"""The field's memory: steady where the scene is static, quick where it changes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Depth = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class View:
-    """What a camera sees. warp: (H, W), how the network errs."""
+    """A camera's view. warp: (H, W), factor by which the network is wrong."""
 
     image: NDArray[np.uint8]
     depth: Depth
@@ -69,7 +69,7 @@ def measure(view: View, count: int, rng: np.random.Generator, noise: float = 0.0
 
 
 class Twins:
-    """The same frames through the method with and without a memory."""
+    """The same frames processed with and without a memory."""
 
     def __init__(self, config: FitConfig = CONFIG, count: int = 300, seed: int = 1) -> None:
         self.state = FieldState()
@@ -79,7 +79,7 @@ class Twins:
         self.step_ns = FRAME_NS
 
     def see(self, view: View, pose: Pose | None = None, predict: Any = None) -> tuple[Depth, Depth]:
-        """Depth (without, with) memory."""
+        """Return the depth without and with memory."""
         self.time_ns += self.step_ns
         points = measure(view, self.count, self.rng)
         prediction = predict or view.prediction()
@@ -90,7 +90,7 @@ class Twins:
 
 
 def flicker(one: Depth, other: Depth) -> float:
-    """Median |log ratio| of two answers."""
+    """Return the median |log ratio| of two results."""
     return float(np.nanmedian(np.abs(np.log(one / other))))
 
 
@@ -146,7 +146,7 @@ def test_moved_box_is_followed_at_once() -> None:
 
 
 def test_move_that_only_the_points_see_is_followed_in_two_frames() -> None:
-    """Neither the image nor the network shows it."""
+    """Neither the image nor the network shows the change."""
     twins = Twins(count=1500)
     before, after = room(30, textured=False), room(60, textured=False)
     blind = Prediction(np.full((HEIGHT, WIDTH), 2, np.float32), "depth_affine_invariant")
@@ -230,7 +230,7 @@ def test_moving_camera_gains_with_its_pose_and_loses_nothing_without(speed: int)
 
 
 def test_approach_along_the_axis_is_followed_exactly() -> None:
-    """Without noise a moved memory is as right as the frame itself, at every distance."""
+    """Without noise a moved memory is as exact as the frame itself, at every distance."""
     camera = Camera(WIDTH, HEIGHT, 110.0, 110.0, 79.5, 59.5)
     state = FieldState()
     rng = np.random.default_rng(0)

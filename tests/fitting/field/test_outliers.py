@@ -31,7 +31,7 @@ def test_outliers_are_found_and_do_no_harm(room: Room) -> None:
 
 
 def test_one_wrong_point_among_six_is_found(room: Room) -> None:
-    """The network is right: the five others say so."""
+    """The network is right, and the five other points agree with it."""
     points = measure(room, 6)
     depth = points.depth.copy()
     depth[2] *= 1.5

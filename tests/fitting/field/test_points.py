@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Points of one pixel are made one; their order changes nothing."""
+"""Points of one pixel are merged; the result does not depend on their order."""
 
 from __future__ import annotations
 

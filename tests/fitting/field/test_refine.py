@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The blended field refined: what the network sees, what it may change, when it is asked."""
+"""Refinement of the blended field: the network's inputs, its output, and when it runs."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_what_it_sees_has_no_scale(room: Room) -> None:
 
 
 def test_candidates_are_differences_to_the_answer(room: Room) -> None:
-    """Given the whole of the candidate `nearest point`, the answer is the points at the points."""
+    """With only the candidate `nearest point`, the result equals the points at their pixels."""
     points = measure(room, 400)
     nearest = CANDIDATES.index("nearest point")
     result = refined(room, points, Watched(nearest, 1.0))
@@ -98,7 +98,7 @@ def test_point_and_distance_are_where_the_points_are(room: Room) -> None:
 
 @pytest.mark.parametrize("shape", [(97, 320), (150, 211)])
 def test_any_size_of_image(room: Room, shape: tuple[int, int]) -> None:
-    """The maps are padded to what the network needs, the answer is cut to the grid."""
+    """The maps are padded to the network's multiple, and the result is cropped to the grid."""
     size = shape[1], shape[0]
     small = Room(
         cv2.resize(room.image, size, interpolation=cv2.INTER_AREA),

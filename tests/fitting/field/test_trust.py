@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What image, points and left-out points say of an old answer."""
+"""Evidence of image, points and left-out points on an old result."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SHAPE = (60, 80)
 
 
 def pattern(shift: float = 0.0, noise: float = 0.0, seed: int = 0) -> Map:
-    """Waves that went to the right by so many cells."""
+    """Return waves that moved to the right by so many cells."""
     row, col = np.mgrid[: SHAPE[0], : SHAPE[1]]
     col = col - shift
     wave = 0.1 * np.sin(col / 3) + 0.1 * np.cos(row / 4 + col / 5)
@@ -185,7 +185,7 @@ def test_steps_of_a_hundred_thousandth_are_none() -> None:
 
 
 def test_points_that_miss_by_less_than_two_hundredths_contradict_nothing() -> None:
-    """However exact the others are."""
+    """This holds however exact the other points are."""
     rows, cols = (axis.ravel() for axis in np.mgrid[: SHAPE[0] : 2, : SHAPE[1] : 2])
     for miss, trusted in ((0.015, 1.0), (0.03, 0.0)):
         _, trust = local_bias(rows, cols, np.full(len(rows), miss), 1e-4, SHAPE)
