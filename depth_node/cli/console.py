@@ -63,7 +63,8 @@ def run_command(
         if getattr(sys, name) is None:
             setattr(sys, name, io.TextIOWrapper(io.FileIO(os.devnull, "w"), encoding="utf-8"))
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+        # In the locale C Python opens them with surrogateescape, which fails as well.
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
             stream.reconfigure(errors="backslashreplace")
     try:
         result = command()
@@ -114,6 +115,9 @@ def console(bare: bool = False) -> Console:
     class SafeConsole(Console):
         def render_str(self, text: str, **options: Any) -> Any:
             return super().render_str(_visible(text), **options)
+
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError  # for run_command; rich would end the program with status 1
 
     return SafeConsole(highlight=False, soft_wrap=True, markup=False, emoji=False)
 

@@ -240,7 +240,9 @@ def read_frame(folder: str | Path) -> RecordedFrame:
 
 def frame_seed(frame: RecordedFrame, seed: int, *more: int) -> np.random.Generator:
     """Return a random generator for a frame, seed and further numbers, the same on each machine."""
-    return np.random.default_rng([seed, zlib.crc32(f"{frame.source}/{frame.name}".encode()), *more])
+    # A name that the locale C cannot decode has surrogates; its bytes are the same in every locale.
+    name = f"{frame.source}/{frame.name}".encode(errors="surrogateescape")
+    return np.random.default_rng([seed, zlib.crc32(name), *more])
 
 
 def split_uniform(frame: RecordedFrame, points: int, seed: int) -> Split:

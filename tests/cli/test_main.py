@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -111,6 +112,35 @@ sys.exit(run_command("tool", work, ()))
         capture_output=True, text=True, cwd=repo, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (3, "5 \\xb0\n"), done.stderr
+
+
+def test_the_locale_c_shows_all_tables_and_bars(source: Path, tmp_path: Path, repo: Path) -> None:
+    """There Python opens its output as ASCII, and passes only undecodable bytes on."""
+    folder = tmp_path / "a b é"
+    shutil.copytree(source, folder)
+    environment = {**os.environ, "PYTHONPATH": str(repo), "LC_ALL": "C", "COLUMNS": "40"}
+    environment |= {"PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "NO_COLOR": "1"}
+    environment.pop("PYTHONIOENCODING", None)
+    done = subprocess.run(
+        [sys.executable, "-m", "depth_node.cli.main", "replay", str(folder), "--prediction",
+         "test", "--points", "150", "--images", "0"],
+        env=environment, cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "AbsRel" in done.stdout and done.stdout.isascii() and "\x1b" not in done.stdout
+
+
+@pytest.mark.parametrize("command", ["models list", "--help"])
+def test_a_reader_that_has_seen_enough_is_no_failure(repo: Path, command: str) -> None:
+    script = f'"{sys.executable}" -m depth_node.cli.main {command}; echo $? >&2'
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        ["sh", "-c", script], stdout=writer, stderr=subprocess.PIPE,
+        cwd=repo, text=True, check=False,
+    )  # fmt: skip
+    os.close(writer)
+    assert done.stderr == "0\n"
 
 
 def test_a_folder_that_may_not_be_looked_into_is_passed_by(
