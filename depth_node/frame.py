@@ -104,3 +104,9 @@ class FrameInput:
                 f"labels have shape {labels.shape}, the image {(height, width)}: give labels of the"
                 " same image"
             )
+        noise_m = np.asarray(self.noise_m)
+        if not (np.isfinite(noise_m) & (noise_m >= 0)).all():
+            raise ValueError(
+                "noise_m has values that are negative or not finite: give the standard deviation of"
+                " each point in metres, 0 where it is not known"
+            )

@@ -298,6 +298,9 @@ def test_other_contradictions() -> None:
         pipe.process(FrameInput(image, CAMERA, points, None))
     with pytest.raises(ValueError, match=r"T_camera_lidar.*no rotation"):
         pipe.process(FrameInput(image, CAMERA, points, np.diag([1.0, 1.0, -1.0, 1.0])))
+    for noise in (-0.1, np.append(np.full(9, 0.1), np.nan), np.inf):
+        with pytest.raises(ValueError, match="noise_m has values"):
+            pipe.process(FrameInput(image, CAMERA, points, T_CAMERA_LIDAR, noise_m=noise))
 
 
 def test_without_a_network_every_frame_must_bring_its_prediction() -> None:

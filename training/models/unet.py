@@ -317,12 +317,14 @@ def restore_statistics(network: nn.Module, images: Tensor) -> None:
 
 
 def folded(network: nn.Module) -> bool:
-    """Return whether all batch normalisations only add a bias.
+    """Return whether all batch normalisations only add a bias, as after loading an exported file.
 
-    So they do after loading an exported file, and in a network with fresh random weights.
+    Fresh ones, which add zero, are not folded: their first batches give them statistics, and
+    weights of 1 suit the optimiser's rate.
     """
     layers = [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)]
-    return bool(layers) and not any(bool(layer.running_mean.any()) for layer in layers)  # type: ignore[union-attr]
+    measured = any(bool(layer.running_mean.any()) for layer in layers)  # type: ignore[union-attr]
+    return not measured and any(bool(layer.bias.any()) for layer in layers)
 
 
 def unfold(network: Any, draw: Callable[[int], Tensor]) -> None:

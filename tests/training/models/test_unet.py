@@ -13,7 +13,7 @@ from depth_node import config
 from tests.training.models.test_mobilenet import Theirs
 from training.checkpoints import TrainingError
 from training.models import mobilenet
-from training.models.unet import SmallUNet, StudentConfig, restore_statistics
+from training.models.unet import SmallUNet, StudentConfig, restore_statistics, unfold
 
 SMALL_UNET = StudentConfig((8, 8, 16, 16, 16), (0, 1, 1, 1, 1), (16, 8, 8, 8))
 
@@ -127,3 +127,12 @@ def test_a_mobilenet_is_the_encoder_and_all_of_the_network_learns(
 def test_detail_needs_two_widths() -> None:
     with pytest.raises(config.ConfigError, match="detail needs two values"):
         dataclasses.replace(SMALL_UNET, detail=(8,))
+
+
+def test_a_fresh_network_is_not_taken_for_a_folded_one() -> None:
+    """Weights measured on a fresh network would start its layers a hundred times smaller."""
+    network = SmallUNet(SMALL_UNET)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    unfold(network, lambda count: torch.rand(count, 3, 64, 96))
+    for name, tensor in network.state_dict().items():
+        torch.testing.assert_close(tensor, before[name], msg=name)
