@@ -12,7 +12,6 @@ setup(
     name=PACKAGE,
     version="0.1.0",
     packages=find_packages(include=[PACKAGE, f"{PACKAGE}.*"]),
-    py_modules=[f"{PACKAGE}_start"],  # the entry points
     package_data={
         PACKAGE: ["models/*.onnx", "models/*.yaml", "models/LICENSE.*", "ros/*.xml", "py.typed"]
     },
@@ -55,9 +54,9 @@ setup(
     ],
     entry_points={
         "console_scripts": [
-            "depth_node = depth_node_start:node",
-            "depth_cameras = depth_node_start:cameras",
-            "depth_tools = depth_node_start:tools",
+            "depth_node = depth_node.start:node",
+            "depth_cameras = depth_node.start:cameras",
+            "depth_tools = depth_node.start:tools",
         ],
     },
 )

@@ -84,7 +84,7 @@ def _depth_tools_on_path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
         yield
         return
     command = tmp_path_factory.mktemp("bin") / "depth_tools"
-    run = "import sys; from depth_node_start import tools; sys.exit(tools())"
+    run = "import sys; from depth_node.start import tools; sys.exit(tools())"
     command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -c "{run}" "$@"\n')
     command.chmod(0o755)
     with pytest.MonkeyPatch.context() as patch:

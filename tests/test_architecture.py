@@ -44,7 +44,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "benchmarks": (*CORE, "calibration", "engine", "inference", "pipeline", "recordings",
                    "simulation", "live"),
     "cli": (*CORE, "engine", "inference", "pipeline", "model_zoo", "calibration", *BENCH,
-            "ros"),
+            "ros", "start"),
+    "start": (),
     "ros": (*CORE, "calibration", "engine", "inference", "pipeline"),
     "ros.bags": (*CORE, "calibration", "pipeline", "recordings"),
     "ros.camera_load": (*CORE, "recordings"),
@@ -87,7 +88,7 @@ TRAINING_LIBRARIES = {  # library -> folders and files of training/ that may imp
 TRAINS = ("loop.py", "tools/benchmark.py")  # the second times a bare loop against the first
 # Of depth_node, what training/ may import; studies and tools judge, so they see more.
 TRAINING_MAY = (*CORE, "engine", "inference", "pipeline", "model_zoo", "simulation", "recordings",
-                "visualization", "cli.console")  # fmt: skip
+                "visualization", "cli.console", "start")  # fmt: skip
 STUDIES_MAY = (*TRAINING_MAY, "benchmarks")
 
 

@@ -16,10 +16,7 @@ import pytest
 from depth_node.live import free_domain
 from tests.helpers import REPO
 
-BUILT = [
-    "package.xml", "setup.py", "setup.cfg", "resource", "depth_node", "depth_node_start.py",
-    "launch", "config",
-]  # fmt: skip
+BUILT = ["package.xml", "setup.py", "setup.cfg", "resource", "depth_node", "launch", "config"]
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +169,9 @@ def test_without_ros_the_executable_says_so_in_one_sentence() -> None:
 
 
 def test_a_numpy_that_is_too_old_is_refused_with_its_cure(tmp_path: Path) -> None:
-    (tmp_path / "numpy.py").write_text('__version__ = "1.21.5"\n')
+    metadata = tmp_path / "numpy-1.21.5.dist-info" / "METADATA"
+    metadata.parent.mkdir()
+    metadata.write_text("Metadata-Version: 2.1\nName: numpy\nVersion: 1.21.5\n")
     path = os.pathsep.join([str(tmp_path), str(REPO)])
     done = subprocess.run(
         [sys.executable, "-c", "import depth_node"],

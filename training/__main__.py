@@ -6,19 +6,13 @@ from __future__ import annotations
 import sys
 
 if __name__ == "__main__":  # before the imports below, which take a second
-    import depth_node_start
+    from depth_node.start import run
 
-    def _load() -> Callable[[], int]:
-        from training.__main__ import main
-
-        return main
-
-    sys.exit(depth_node_start.run(_load))
+    sys.exit(run("training.__main__"))
 
 import argparse
 import importlib
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 

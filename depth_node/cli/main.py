@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 
 if __name__ == "__main__":  # before the imports below, which take a second
-    from depth_node_start import tools
+    from depth_node.start import tools
 
     sys.exit(tools())
 

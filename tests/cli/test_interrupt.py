@@ -46,7 +46,7 @@ def interrupted(
     return done.returncode, done.stdout, mark.exists()
 
 
-PROGRAM = "import sys; from depth_node_start import tools; sys.exit(tools())"
+PROGRAM = "import sys; from depth_node.start import tools; sys.exit(tools())"
 
 
 @pytest.mark.slow
@@ -91,7 +91,7 @@ def test_an_interrupt_among_the_imports_of_training_is_no_traceback(
 def test_an_interrupt_among_the_imports_of_the_node_ends_it_quietly(
     program: str, tmp_path: Path
 ) -> None:
-    code = f"import sys; from depth_node_start import {program} as run; sys.exit(run())"
+    code = f"import sys; from depth_node.start import {program} as run; sys.exit(run())"
     assert interrupted(tmp_path, "numpy", "-c", code) == (0, "", True)
 
 

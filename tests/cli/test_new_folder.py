@@ -144,7 +144,7 @@ def test_a_disk_that_fills_up_ends_a_replay_with_a_sentence(
         resource.setrlimit(resource.RLIMIT_FSIZE, (3000, resource.RLIM_INFINITY))
 
     done = subprocess.run(
-        [sys.executable, "-c", "import sys; from depth_node_start import tools; sys.exit(tools())",
+        [sys.executable, "-c", "import sys; from depth_node.start import tools; sys.exit(tools())",
          *words],
         env={**os.environ, "PYTHONPATH": str(REPO)}, cwd=tmp_path, preexec_fn=limit,
         capture_output=True, text=True, check=False,

@@ -1,48 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
 """Entry points of depth_tools, depth_node and depth_cameras.
 
-This module is outside the package because importing any module of depth_node imports NumPy first.
 An interrupt among imports is a traceback, or is taken for a failed import. So the signals are set
-here, before the first import that takes time.
+here, before the first import that takes time. What runs is named by text for the same reason.
 """
 
+from __future__ import annotations
+
+import importlib
 import os
 import signal
 import sys
-from collections.abc import Callable
 
 INTERRUPTED = 130  # exit status of a program that Ctrl-C ended, as shells report it
 
 
 def tools() -> int:
     """Run depth_tools and return its exit status."""
-
-    def load() -> Callable[[], int]:
-        from depth_node.cli.main import main
-
-        return main
-
-    return run(load)
+    return run("depth_node.cli.main")
 
 
 def node() -> int:
     """Run the node and return its exit status."""
     _end_on_stop()
-    from depth_node.ros.main import main
-
-    return main()
+    return _call("depth_node.ros.main")
 
 
 def cameras() -> int:
     """Run several cameras in one process and return its exit status."""
     _end_on_stop()
-    from depth_node.ros.main import main_cameras
-
-    return main_cameras()
+    return _call("depth_node.ros.main", "main_cameras")
 
 
-def run(load: Callable[[], Callable[[], int]]) -> int:
-    """Import a program with `load`, run it and return its exit status.
+def run(module: str) -> int:
+    """Import a module, run its `main` and return its exit status.
 
     While it is imported there is nothing to end properly: SIGINT has the system's action and ends
     the process without output. A program that returns INTERRUPTED ends the process by SIGINT too,
@@ -50,9 +41,9 @@ def run(load: Callable[[], Callable[[], int]]) -> int:
     (under nohup, or in the background of a script).
     """
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        return load()()
+        return _call(module)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    program = load()
+    program = importlib.import_module(module).main
     try:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         status = program()
@@ -64,6 +55,11 @@ def run(load: Callable[[], Callable[[], int]]) -> int:
         # Python then runs its exit handlers, and ends the process by SIGINT.
         sys.excepthook = lambda *_: None
         raise KeyboardInterrupt
+    return status
+
+
+def _call(module: str, function: str = "main") -> int:
+    status: int = getattr(importlib.import_module(module), function)()
     return status
 
 
