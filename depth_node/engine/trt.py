@@ -78,17 +78,20 @@ USED: dict[str, tuple[str, ...]] = {
 MAJORS = (10, 11)
 
 
-def _check_version(version: str) -> None:
-    """Raise BackendError for a version of TensorRT that this module cannot use."""
-    if version.split(".")[0] not in map(str, MAJORS):
-        raise BackendError(
-            f"TensorRT {version} is installed, but 10 or 11 is needed:"
-            " pip install 'tensorrt>=10,<12'"
-        )
+def _wrong_version(version: str) -> str:
+    if version.split(".")[0] in map(str, MAJORS):
+        return ""
+    return (
+        f"TensorRT {version} is installed, but 10 or 11 is needed: pip install 'tensorrt>=10,<12'"
+    )
 
 
-# Before the classes below, which derive from TensorRT's: TensorRT 8 does not have all of them.
-_check_version(trt.__version__)
+# Classes below derive from these, and TensorRT 8 does not have both.
+if not (hasattr(trt, "ILogger") and hasattr(trt, "IProgressMonitor")):
+    raise BackendError(
+        _wrong_version(trt.__version__)
+        or f"TensorRT {trt.__version__} is installed without parts of it: install it again"
+    )
 
 _LOG_INTERVAL_S = 10.0
 _LARGE_PART = 0.1  # fraction of the GPU's memory; a decoder that needs more gets a warning
@@ -98,9 +101,9 @@ _log = logging.getLogger("depth_node.engine")
 def missing() -> str:
     """Return the reason why TensorRT cannot be used here, with the cure; "" if it can.
 
-    A wrong version of TensorRT is a BackendError when this module is imported.
+    A TensorRT that lacks what this module derives from is a BackendError when it is imported.
     """
-    return cuda.missing()
+    return _wrong_version(trt.__version__) or cuda.missing()
 
 
 def known_trouble(version: str, manifest: Manifest) -> str:
@@ -120,10 +123,13 @@ def known_trouble(version: str, manifest: Manifest) -> str:
 def open_tensorrt(request: OpenRequest) -> TrtEngine:
     """Open the engine of a model; build it if the cache does not have it.
 
-    Raises EngineError if the GPU cannot be used, if the engine is missing and must not or cannot be
-    built, or if it contradicts the manifest.
+    Raises EngineError if TensorRT or the GPU cannot be used, if the engine is missing and must not
+    or cannot be built, or if it contradicts the manifest.
     """
     version = trt.__version__
+    reason = _wrong_version(version)
+    if reason:
+        raise EngineError(f"back end tensorrt cannot be used here: {reason}")
     trouble = known_trouble(version, request.manifest)
     if trouble:
         _log.warning("%s", trouble)

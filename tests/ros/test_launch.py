@@ -104,7 +104,10 @@ class Launch:
         return "".join(self.lines)
 
     def said(self, words: str, times: int = 1) -> None:
-        until(lambda: self.output.count(words) >= times, PATIENCE_S, f"{words!r} in {self.lines}")
+        try:
+            until(lambda: self.output.count(words) >= times, PATIENCE_S, repr(words))
+        except AssertionError as error:
+            raise AssertionError(f"{error}; it printed:\n{self.output}") from None
 
     def end(self, number: int | None = signal.SIGINT) -> int:
         if number is not None:
