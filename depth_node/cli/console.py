@@ -223,13 +223,15 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file and make its folder. Raises UsageError if it cannot be written.
+def write_text(path: Path, text: str, make_folder: bool = True) -> None:
+    """Write a text file. Raises UsageError if it cannot be written.
 
-    A file of that name is replaced only by the complete new one; a pipe or device is written to.
+    make_folder: whether a missing folder is made; otherwise it is an error. A file of that name is
+    replaced only by the complete new one; a pipe or device is written to.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if make_folder:
+            path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists() and not path.is_file():
             path.write_text(text, encoding="utf-8")
             return

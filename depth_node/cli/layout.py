@@ -61,10 +61,11 @@ def _run(options: argparse.Namespace) -> int:
     frame = {"frame": options.frame} if options.frame else {}
     if options.foxglove is not None:
         content = layouts.foxglove(topics, **frame)
-        write_text(options.foxglove, json.dumps(content, indent=2) + "\n")
+        write_text(options.foxglove, json.dumps(content, indent=2) + "\n", make_folder=False)
     if options.rviz is not None:
         content = layouts.rviz(topics, **frame)
-        write_text(options.rviz, _RVIZ_HEAD + yaml.safe_dump(content, sort_keys=False, width=100))
+        text = _RVIZ_HEAD + yaml.safe_dump(content, sort_keys=False, width=100)
+        write_text(options.rviz, text, make_folder=False)
     for path in (options.foxglove, options.rviz):
         if path is not None:
             console().print(f"written: {path}", markup=False)
